@@ -1,0 +1,12 @@
+//! A distributed lock manager with VMS semantics.
+
+mod api;
+pub mod cache;
+mod mode;
+
+pub use api::{
+    Completion, ConvertRequest, FencingToken, Flags, Grant, JoinError, LockCallbacks, LockError, LockId,
+    LockManager, LockName, LockRequest, Lockspace, LockspaceOptions, NAME_BYTES_MAX, NameTooLong, Range,
+    UnlockRequest, ValueBlock,
+};
+pub use mode::Mode;

@@ -1,0 +1,109 @@
+//! The face of membership to the other crates: traits that the driver implements and the simulator too.
+
+use crate::{Epoch, Identity, Lease, NodeId, Request, RequestError, View};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// A future that can be sent and stored.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a node knows of its cluster, and how it asks for changes.
+pub trait Membership: Send + Sync {
+    /// This life of this node.
+    fn me(&self) -> Identity;
+    /// The newest view this node has installed.
+    fn view(&self) -> Arc<View>;
+    /// Whether this node is a member and holds a valid lease from a majority right now.
+    fn is_quorate(&self) -> bool;
+    /// The lease under which everything on this node acts (R8).
+    fn lease(&self) -> Lease;
+    /// Adds a listener. It is told the current view at once, and from then on every view in order, without gaps.
+    fn subscribe(&self, listener: Arc<dyn ViewListener>);
+    /// Asks the cluster to decide something. Resolves with the view that holds the decision, once installed here.
+    ///
+    /// Dropping the future gives up waiting; the request may still be decided.
+    fn propose(&self, request: Request) -> BoxFuture<'_, Result<Arc<View>, RequestError>>;
+}
+
+/// Told of views and quorum. Calls come one at a time, from one thread, and must not block.
+pub trait ViewListener: Send + Sync {
+    /// `view` is installed. Messages sent in its epoch are delivered only after this returns, on every service.
+    fn on_view(&self, view: &Arc<View>);
+    /// The node gained or lost quorum (froze, in R8's words). Views do not change by this alone.
+    fn on_quorum(&self, quorate: bool) {
+        let _ = quorate;
+    }
+    /// This life is over: it was removed, or must stop. Nothing more will be delivered.
+    fn on_stop(&self, reason: &str) {
+        let _ = reason;
+    }
+}
+
+/// A user of the sessions: each has its own numbered channel between every two members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceId(pub u8);
+
+impl ServiceId {
+    /// The lock manager.
+    pub const DLM: Self = Self(1);
+    /// The cluster configuration.
+    pub const CCS: Self = Self(2);
+    /// The fencing coordinator.
+    pub const FENCING: Self = Self(3);
+    /// The failover manager.
+    pub const FAILOVER: Self = Self(4);
+    /// The node program's own messages.
+    pub const NODE: Self = Self(5);
+}
+
+/// Reliable messages between lives of nodes (R2): exactly once, in order per peer and service, across reconnects and
+/// views that contain both ends.
+pub trait Sessions: Send + Sync {
+    /// Queues a message; it is numbered with the epoch installed here. Never blocks.
+    ///
+    /// # Errors
+    /// See [`SendError`]; the message was not queued.
+    fn send(&self, to: Identity, service: ServiceId, payload: Vec<u8>) -> Result<(), SendError>;
+    /// Sets who receives this service's messages. Called once per service before the node joins.
+    fn register(&self, service: ServiceId, handler: Arc<dyn SessionHandler>);
+}
+
+/// Receives the messages of one service.
+pub trait SessionHandler: Send + Sync {
+    /// A message of `from`, sent in `epoch`; this node has installed `epoch` or a later one. Must not block.
+    fn deliver(&self, from: Identity, epoch: Epoch, payload: &[u8]);
+}
+
+/// Why a message was not queued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// That life is no member of the installed view; it will never get the message.
+    #[error("{0} is not a member")]
+    NotMember(Identity),
+    /// The peer takes no more for now: its credit and the queue for it are used up. Send less, later.
+    #[error("the queue to node {0} is full")]
+    Full(NodeId),
+    /// The message is above the size limit of `limit` bytes.
+    #[error("a message of {size} bytes is above the limit of {limit}")]
+    TooLarge {
+        /// Its size.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// This node is stopping.
+    #[error("this node is stopping")]
+    Stopped,
+}
+
+/// What asynchronous code of the workspace needs of its surroundings, so that it runs on any executor and in virtual time.
+pub trait Runtime: Send + Sync {
+    /// The time now.
+    fn now(&self) -> crate::Instant;
+    /// Resolves at `at`, or at once if that is over.
+    fn sleep_until(&self, at: crate::Instant) -> BoxFuture<'static, ()>;
+    /// Runs a future to its end in the background. It ends early only when the runtime does.
+    fn spawn(&self, task: BoxFuture<'static, ()>);
+}

@@ -1,0 +1,26 @@
+//! Cluster membership: who is in the cluster, agreed by Paxos, numbered by epochs, and what removed nodes left behind.
+
+mod face;
+mod ids;
+mod lease;
+mod proof;
+mod request;
+mod rng;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+mod time;
+mod view;
+
+pub use face::{
+    BoxFuture, Membership, Runtime, SendError, ServiceId, SessionHandler, Sessions, ViewListener,
+};
+pub use ids::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId, UuidError};
+pub use lease::Lease;
+pub use proof::{Accept, Ballot, ChainError, Decision, verify_chain};
+pub use request::{AttachRequest, Proof, Refusal, Request, RequestError};
+pub use rng::Rng;
+pub use time::Instant;
+pub use view::{
+    Attachment, Debt, DebtItem, RESOURCE_NAME_BYTES_MAX, ResourceId, ResourceKind, Role, RosterEntry, Safety,
+    ServerEntry, Stage, View, Voter, VoterSet,
+};

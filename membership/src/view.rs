@@ -1,0 +1,290 @@
+//! The view record: what the cluster has agreed on at one epoch (R4, R6).
+
+use crate::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One decided record. Records form a chain: the record of epoch E+1 is decided by the voters of the record of epoch E.
+///
+/// Every change of anything in it, not of the members alone, is a record of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This record's number.
+    pub epoch: Epoch,
+    /// Who is in, and in which life.
+    pub members: BTreeMap<NodeId, Incarnation>,
+    /// Who may be in. A certificate outside it is refused.
+    pub roster: BTreeMap<NodeId, RosterEntry>,
+    /// Who decides the next record.
+    pub voters: VoterSet,
+    /// Storage servers that are fences of this cluster.
+    pub servers: BTreeMap<ServerId, ServerEntry>,
+    /// What members use that would have to be cleaned up after them. Invariant: every owner is a member.
+    pub attachments: BTreeSet<Attachment>,
+    /// What removed lives left behind. Invariant: no key is a member.
+    pub debts: BTreeMap<Identity, Debt>,
+}
+
+/// A node that may become a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RosterEntry {
+    /// The name in its certificate, for people and for TLS.
+    pub name: String,
+    /// SHA-256 of the certificate's public key (SubjectPublicKeyInfo).
+    pub key: [u8; 32],
+    /// Whether it is meant to vote.
+    pub role: Role,
+    /// Where it listens, `IP:PORT`, best first.
+    pub addresses: Vec<String>,
+}
+
+/// What a roster entry is meant to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Becomes an acceptor once a voter-set change admits it.
+    Voter,
+    /// Watches and locks, never votes.
+    Observer,
+}
+
+/// The acceptors of the next record with their votes (R4), and the tie breaker (R5).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VoterSet {
+    /// Node, the state directory that holds its promises, and its votes.
+    pub voters: BTreeMap<NodeId, Voter>,
+    /// This node has half a vote more.
+    pub tie_breaker: Option<NodeId>,
+}
+
+/// One acceptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Voter {
+    /// The state directory its promises are in. The same node with another directory is another acceptor.
+    pub state: StateId,
+    /// How many votes it has; zero votes are allowed and never help.
+    pub votes: u32,
+}
+
+impl VoterSet {
+    /// Whether `who` holds a strict majority of all votes of the set, half a vote counted for the tie breaker.
+    ///
+    /// An acceptor with another state directory than the set's does not count.
+    #[must_use]
+    pub fn has_majority<'a>(&self, who: impl IntoIterator<Item = (&'a NodeId, &'a StateId)>) -> bool {
+        let halves =
+            |node: NodeId, votes: u32| 2 * u64::from(votes) + u64::from(self.tie_breaker == Some(node));
+        let all: u64 = self.voters.iter().map(|(n, v)| halves(*n, v.votes)).sum();
+        let unique: BTreeMap<&NodeId, &StateId> = who.into_iter().collect();
+        let some: u64 = unique
+            .into_iter()
+            .filter_map(|(n, state)| {
+                self.voters.get(n).filter(|v| v.state == *state).map(|v| halves(*n, v.votes))
+            })
+            .sum();
+        all < 2 * some
+    }
+}
+
+/// A storage server as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerEntry {
+    /// The name in its certificate.
+    pub name: String,
+    /// Where its fence service and its exports are, `IP:PORT`.
+    pub address: String,
+}
+
+/// What an attachment is to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ResourceKind {
+    /// A lockspace of the lock manager.
+    Lockspace,
+    /// A mounted filesystem with its journal.
+    Filesystem,
+    /// A block device of a storage server.
+    BlockDevice,
+    /// A service of the failover manager.
+    Service,
+}
+
+/// Something that can be attached to: a kind and a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ResourceId {
+    /// What it is.
+    pub kind: ResourceKind,
+    /// Its name, at most [`RESOURCE_NAME_BYTES_MAX`] bytes.
+    pub name: String,
+}
+
+/// The longest name of a resource, in bytes.
+pub const RESOURCE_NAME_BYTES_MAX: usize = 128;
+
+impl ResourceId {
+    /// The resource of this kind and name.
+    #[must_use]
+    pub fn new(kind: ResourceKind, name: impl Into<String>) -> Self {
+        Self { kind, name: name.into() }
+    }
+}
+
+impl core::fmt::Display for ResourceId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let kind = match self.kind {
+            ResourceKind::Lockspace => "lockspace",
+            ResourceKind::Filesystem => "filesystem",
+            ResourceKind::BlockDevice => "device",
+            ResourceKind::Service => "service",
+        };
+        write!(f, "{kind} {}", self.name)
+    }
+}
+
+/// What must be proven before somebody else may act in the place of a removed life (R14, R20).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Safety {
+    /// Its lease and kill time are over.
+    Lease,
+    /// Every storage server of the attachment confirmed the fence, and the lease is over.
+    Storage,
+    /// The machine was verified to be off.
+    Power,
+}
+
+/// A decided right to use a resource (R6). Decided before the first grant, write or start; removed after the last.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Whose it is.
+    pub owner: Identity,
+    /// To what.
+    pub resource: ResourceId,
+    /// What it needs when the owner fails.
+    pub safety: Safety,
+    /// The storage servers that hold its devices; the fence must be installed at each of them.
+    pub servers: BTreeSet<ServerId>,
+    /// The journal a filesystem attachment owns; `None` for other kinds and for read-only mounts.
+    pub journal: Option<u32>,
+    /// The lockspace whose holds protect this resource until it is recovered; names a `Lockspace` resource.
+    pub lockspace: Option<String>,
+}
+
+/// How far the recovery of one debt item has come (R7). Ordered: each stage implies those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Stage {
+    /// Nothing is proven yet.
+    Open,
+    /// The life cannot do harm any more, at the level its attachment needs.
+    Fenced,
+    /// Fenced, and the lockspace's locks are rebuilt among the survivors.
+    Rebuilt,
+    /// Also the journal is replayed; holds may be dropped.
+    Replayed,
+}
+
+/// What one removed life left behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Debt {
+    /// The first epoch without it.
+    pub removed: Epoch,
+    /// Its attachments, each with the proven stage. Never empty: the debt goes with its last item.
+    pub items: BTreeMap<ResourceId, DebtItem>,
+}
+
+/// One attachment of a removed life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DebtItem {
+    /// As it was attached.
+    pub attachment: Attachment,
+    /// What is proven to be over at the attachment's own safety level (storage, lease or power).
+    pub fenced: bool,
+    /// Locks of this lockspace are rebuilt (lockspace items), or of the lockspace it names (filesystem items).
+    pub rebuilt: bool,
+}
+
+impl DebtItem {
+    /// The stage this item has reached.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        match (self.fenced, self.rebuilt) {
+            (false, _) => Stage::Open,
+            (true, false) => Stage::Fenced,
+            (true, true) => Stage::Rebuilt,
+        }
+    }
+}
+
+impl View {
+    /// The identity of a member.
+    #[must_use]
+    pub fn identity(&self, node: NodeId) -> Option<Identity> {
+        self.members.get(&node).map(|i| Identity::new(node, *i))
+    }
+
+    /// Whether exactly this life is a member.
+    #[must_use]
+    pub fn contains(&self, who: Identity) -> bool {
+        self.members.get(&who.node) == Some(&who.incarnation)
+    }
+
+    /// Members attached to `resource`, in order of node id.
+    pub fn attached<'a>(&'a self, resource: &'a ResourceId) -> impl Iterator<Item = &'a Attachment> {
+        self.attachments.iter().filter(move |a| a.resource == *resource)
+    }
+
+    /// Debts with an item for `resource`, oldest identity first.
+    pub fn owing<'a>(&'a self, resource: &'a ResourceId) -> impl Iterator<Item = (Identity, &'a DebtItem)> {
+        self.debts.iter().filter_map(move |(who, d)| d.items.get(resource).map(|i| (*who, i)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(votes: &[(u32, u32)], tie: Option<u32>) -> VoterSet {
+        let voters = votes
+            .iter()
+            .map(|(n, v)| (NodeId(*n), Voter { state: StateId::from_bytes([*n as u8; 16]), votes: *v }))
+            .collect();
+        VoterSet { voters, tie_breaker: tie.map(NodeId) }
+    }
+
+    fn majority(set: &VoterSet, who: &[u32]) -> bool {
+        let who: Vec<_> = who.iter().map(|n| (NodeId(*n), StateId::from_bytes([*n as u8; 16]))).collect();
+        set.has_majority(who.iter().map(|(n, s)| (n, s)))
+    }
+
+    #[test]
+    fn half_of_the_votes_is_no_majority() {
+        let four = set(&[(1, 1), (2, 1), (3, 1), (4, 1)], None);
+        assert!(!majority(&four, &[1, 2]));
+        assert!(majority(&four, &[1, 2, 3]));
+    }
+
+    #[test]
+    fn the_tie_breaker_decides_between_two_halves_and_only_there() {
+        let four = set(&[(1, 1), (2, 1), (3, 1), (4, 1)], Some(1));
+        assert!(majority(&four, &[1, 2]));
+        assert!(!majority(&four, &[3, 4]));
+        assert!(majority(&four, &[2, 3, 4]));
+        assert!(!majority(&four, &[1]));
+    }
+
+    #[test]
+    fn another_state_directory_is_another_acceptor() {
+        let one = set(&[(1, 1)], None);
+        assert!(!one.has_majority([(&NodeId(1), &StateId::from_bytes([9; 16]))]));
+    }
+
+    #[test]
+    fn naming_a_voter_twice_counts_it_once() {
+        let three = set(&[(1, 1), (2, 1), (3, 1)], None);
+        assert!(!majority(&three, &[1, 1]));
+    }
+
+    #[test]
+    fn no_voters_means_no_majority() {
+        assert!(!majority(&set(&[], None), &[]));
+    }
+}
