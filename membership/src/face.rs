@@ -1,6 +1,6 @@
 //! The face of membership to the other crates: traits that the driver implements and the simulator too.
 
-use crate::{Epoch, Identity, Lease, NodeId, Request, RequestError, View};
+use crate::{Decision, Epoch, Identity, Lease, NodeId, Request, RequestError, View};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +20,10 @@ pub trait Membership: Send + Sync {
     fn lease(&self) -> Lease;
     /// Adds a listener. It is told the current view at once, and from then on every view in order, without gaps.
     fn subscribe(&self, listener: Arc<dyn ViewListener>);
+    /// Decisions above `epoch` that this node still has, oldest first: the chain a storage server wants (R9).
+    fn decisions_since(&self, epoch: Epoch) -> Vec<Decision>;
+    /// When the lease of a removed life is over on this node's clock (R8); `None` while it is a member or unknown here.
+    fn lease_over_at(&self, who: Identity) -> Option<crate::Instant>;
     /// Asks the cluster to decide something. Resolves with the view that holds the decision, once installed here.
     ///
     /// Dropping the future gives up waiting; the request may still be decided.
