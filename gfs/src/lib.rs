@@ -1,1 +1,6 @@
-//! Quorate.
+//! GFS2 in user space: the on-disk format, journals, glocks and the filesystem over a block device and a lock manager.
+
+mod error;
+pub mod face;
+
+pub use error::FsError;
