@@ -2,8 +2,12 @@
 
 mod buf;
 mod device;
+#[cfg(feature = "file")]
+mod file;
 mod memory;
 
 pub use buf::{BUF_ALIGN_BYTES, Buf};
 pub use device::{BlockDevice, Device, DynBlockDevice, Geometry, IoError, WriteFlags, ZeroFlags};
+#[cfg(feature = "file")]
+pub use file::{FileDevice, FileOpenError, FileOptions};
 pub use memory::MemoryDevice;
