@@ -21,6 +21,6 @@ pub use request::{AttachRequest, Proof, Refusal, Request, RequestError};
 pub use rng::Rng;
 pub use time::Instant;
 pub use view::{
-    Attachment, Debt, DebtItem, RESOURCE_NAME_BYTES_MAX, ResourceId, ResourceKind, Role, RosterEntry, Safety,
-    ServerEntry, Stage, View, Voter, VoterSet,
+    Attachment, Cause, Debt, DebtItem, RESOURCE_NAME_BYTES_MAX, ResourceId, ResourceKind, Role, RosterEntry,
+    Safety, ServerEntry, Stage, View, Voter, VoterSet,
 };

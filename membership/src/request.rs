@@ -116,6 +116,9 @@ pub enum RequestError {
     /// This life is no member.
     #[error("{0} is not a member")]
     NotMember(Identity),
+    /// Too many requests of this node wait. Nothing was asked for.
+    #[error("{0} requests of this node are waiting already")]
+    Full(usize),
 }
 
 /// Why the view record forbids a request.
@@ -139,6 +142,15 @@ pub enum Refusal {
         resource: ResourceId,
         /// By whom.
         owner: Identity,
+    },
+    /// An earlier life of the node still owes this resource: a new one may attach once the old one is fenced and the
+    /// locks are rebuilt (R6). Wait for a later view and ask again.
+    #[error("{resource} is still owed by {debtor}, an earlier life of this node")]
+    OldLife {
+        /// The resource.
+        resource: ResourceId,
+        /// The earlier life.
+        debtor: Identity,
     },
     /// A leave with attachments left.
     #[error("still attached to {0}")]

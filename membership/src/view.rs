@@ -25,6 +25,40 @@ pub struct View {
     pub attachments: BTreeSet<Attachment>,
     /// What removed lives left behind. Invariant: no key is a member.
     pub debts: BTreeMap<Identity, Debt>,
+    /// The newest life of every node that ever was a member. Only a higher one may join (R1); a state directory whose
+    /// counter is below it was rolled back (R4).
+    pub lives: BTreeMap<NodeId, Incarnation>,
+    /// The process nonce of every member: a process with the same incarnation and another nonce is an impostor (R1).
+    pub nonces: BTreeMap<NodeId, u64>,
+    /// The epoch at which the attachments of a lockspace last changed, for lockspaces with attachments or debts. A
+    /// [`Proof::Rebuilt`](crate::Proof::Rebuilt) counts only for this epoch or a later one (R7).
+    pub lockspaces: BTreeMap<String, Epoch>,
+    /// What this record was made for.
+    pub cause: Cause,
+}
+
+/// What a record was made for: the answer to "why this view".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// `quorate cluster create`.
+    Created,
+    /// These lives failed: nothing was heard of them for the detection time, or a newer life of the node came up.
+    Failed(BTreeSet<Identity>),
+    /// These lives were removed because they kept the others from forming a full mesh (R3).
+    NoMesh(BTreeSet<Identity>),
+    /// These lives missed the deadline of a recovery stage (R7).
+    MissedStage(BTreeSet<Identity>),
+    /// These lives came in.
+    Joined(BTreeSet<Identity>),
+    /// The leader changed the voter set to fit the roster.
+    Voters,
+    /// A member asked for it; `number` counts that member's requests.
+    Request {
+        /// Who.
+        by: Identity,
+        /// Its request number.
+        number: u64,
+    },
 }
 
 /// A node that may become a member.
@@ -167,6 +201,8 @@ pub struct Attachment {
     pub journal: Option<u32>,
     /// The lockspace whose holds protect this resource until it is recovered; names a `Lockspace` resource.
     pub lockspace: Option<String>,
+    /// Whether nobody else may be attached.
+    pub exclusive: bool,
 }
 
 /// How far the recovery of one debt item has come (R7). Ordered: each stage implies those before it.
@@ -200,6 +236,8 @@ pub struct DebtItem {
     pub fenced: bool,
     /// Locks of this lockspace are rebuilt (lockspace items), or of the lockspace it names (filesystem items).
     pub rebuilt: bool,
+    /// Attached members that have rebuilt their part so far, each with the epoch it did so for (lockspace items).
+    pub rebuilt_by: BTreeMap<Identity, Epoch>,
 }
 
 impl DebtItem {
@@ -215,6 +253,30 @@ impl DebtItem {
 }
 
 impl View {
+    /// A record with nobody and nothing in it: epoch zero, which is never decided. For tests and as a start.
+    #[must_use]
+    pub fn empty(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            epoch: Epoch(0),
+            members: BTreeMap::new(),
+            roster: BTreeMap::new(),
+            voters: VoterSet::default(),
+            servers: BTreeMap::new(),
+            attachments: BTreeSet::new(),
+            debts: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            nonces: BTreeMap::new(),
+            lockspaces: BTreeMap::new(),
+            cause: Cause::Created,
+        }
+    }
+
+    /// Members, each in its life, in order of node id.
+    pub fn identities(&self) -> impl Iterator<Item = Identity> {
+        self.members.iter().map(|(n, i)| Identity::new(*n, *i))
+    }
+
     /// The identity of a member.
     #[must_use]
     pub fn identity(&self, node: NodeId) -> Option<Identity> {
