@@ -2,5 +2,6 @@
 
 mod error;
 pub mod face;
+pub mod format;
 
 pub use error::FsError;
