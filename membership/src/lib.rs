@@ -1,5 +1,7 @@
 //! Cluster membership: who is in the cluster, agreed by Paxos, numbered by epochs, and what removed nodes left behind.
 
+#[cfg(feature = "driver")]
+pub mod driver;
 mod face;
 mod ids;
 mod lease;
