@@ -40,6 +40,13 @@ impl Mode {
     /// All modes, weakest first.
     pub const ALL: [Self; 6] = [Self::NL, Self::CR, Self::CW, Self::PR, Self::PW, Self::EX];
 
+    /// Whether a holder of `self` may go to `other` without anybody being in the way: `other` is compatible with all
+    /// that `self` is compatible with. True for equal modes; false both ways between CW and PR.
+    #[must_use]
+    pub fn is_covering(self, other: Self) -> bool {
+        Self::ALL.into_iter().all(|m| !self.is_compatible(m) || other.is_compatible(m))
+    }
+
     /// Whether `requested` may be granted beside `self`.
     #[must_use]
     pub fn is_compatible(self, requested: Self) -> bool {

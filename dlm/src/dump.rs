@@ -1,0 +1,109 @@
+//! What a lock manager shows of itself: lockspaces, resources and queues, for `quorate lock ls` and for bug reports.
+
+use crate::{LockName, Mode, Range};
+use quorate_membership::Identity;
+use serde::{Deserialize, Serialize};
+
+/// A lockspace as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockspaceDump {
+    /// Its name.
+    pub name: String,
+    /// The resources this node masters, in order of name.
+    pub resources: Vec<ResourceDump>,
+    /// Locks of this node on resources that others master, or whose master is being looked up.
+    pub elsewhere: Vec<ElsewhereDump>,
+    /// Members, and what recovery waits for, one line each; empty when nothing is pending.
+    pub recovery: Vec<String>,
+    /// The members attached to the lockspace.
+    pub members: Vec<Identity>,
+}
+
+/// A resource at its master.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceDump {
+    /// Its name.
+    pub name: LockName,
+    /// The master.
+    pub master: Identity,
+    /// How many grants there were.
+    pub sequence: u64,
+    /// The value block, if it was ever written.
+    pub value: Option<Vec<u8>>,
+    /// Whether it is not valid.
+    pub value_invalid: bool,
+    /// Granted locks.
+    pub granted: Vec<LockDump>,
+    /// Granted locks that wait for another mode, in order.
+    pub converting: Vec<LockDump>,
+    /// New locks that wait, in order.
+    pub waiting: Vec<LockDump>,
+    /// Failed lives that may have it in an unknown mode.
+    pub assumed: Vec<Identity>,
+}
+
+/// One lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockDump {
+    /// Whose.
+    pub node: Identity,
+    /// Its number at its node.
+    pub id: u64,
+    /// Who has it within the node.
+    pub owner: u64,
+    /// What it covers.
+    pub range: Range,
+    /// The mode in force.
+    pub granted: Option<Mode>,
+    /// The mode it waits for.
+    pub requested: Option<Mode>,
+    /// Its node failed.
+    pub dead: bool,
+}
+
+/// A lock of this node on a resource that it does not master.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElsewhereDump {
+    /// The resource.
+    pub name: LockName,
+    /// Its master, if known.
+    pub master: Option<Identity>,
+    /// The lock's number.
+    pub id: u64,
+    /// The mode in force.
+    pub granted: Option<Mode>,
+    /// The mode it waits for.
+    pub requested: Option<Mode>,
+}
+
+impl LockDump {
+    pub(crate) fn of(lock: &crate::machine::Lock) -> Self {
+        Self {
+            node: lock.key.node,
+            id: lock.key.id.0,
+            owner: lock.owner,
+            range: lock.range,
+            granted: lock.granted,
+            requested: lock.pending.as_ref().map(|p| p.mode),
+            dead: lock.dead,
+        }
+    }
+}
+
+impl ResourceDump {
+    pub(crate) fn of(name: &LockName, master: Identity, resource: &crate::machine::Resource) -> Self {
+        let [granted, converting, waiting] =
+            resource.queues().map(|q| q.iter().map(LockDump::of).collect::<Vec<_>>());
+        Self {
+            name: name.clone(),
+            master,
+            sequence: resource.sequence(),
+            value: resource.value().bytes.clone(),
+            value_invalid: resource.value().invalid,
+            granted,
+            converting,
+            waiting,
+            assumed: resource.assumed().iter().map(|a| a.debtor).collect(),
+        }
+    }
+}

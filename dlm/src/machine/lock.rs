@@ -1,0 +1,59 @@
+//! One lock as its master knows it.
+
+use crate::{FencingToken, Flags, LockId, Mode, Range, ValueBlock};
+use quorate_membership::Identity;
+use serde::{Deserialize, Serialize};
+
+/// Which lock: the life of a node that has it, and that node's own number for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct LockKey {
+    /// Whose.
+    pub(crate) node: Identity,
+    /// Its number there.
+    pub(crate) id: LockId,
+}
+
+/// What a lock waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// The mode asked for.
+    pub(crate) mode: Mode,
+    /// The operation's flags.
+    pub(crate) flags: Flags,
+    /// The value block it writes when granted.
+    pub(crate) value: Option<ValueBlock>,
+    /// CONVDEADLK has struck.
+    pub(crate) demoted: bool,
+    /// The holder's number for the operation; its completion carries it.
+    pub(crate) op: u32,
+}
+
+/// A lock on one of the three queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lock {
+    /// Which.
+    pub(crate) key: LockKey,
+    /// Who has it within its node.
+    pub(crate) owner: u64,
+    /// What it covers.
+    pub(crate) range: Range,
+    /// The mode in force. `None` exactly on the wait queue.
+    pub(crate) granted: Option<Mode>,
+    /// What it waits for. `None` exactly on the granted queue.
+    pub(crate) pending: Option<Pending>,
+    /// Of the grant in force.
+    pub(crate) token: FencingToken,
+    /// The strongest mode the holder was told it blocks, since its own mode changed last ("highbast").
+    pub(crate) told: Option<Mode>,
+    /// Whether its last operation took part in the transfer of the value block.
+    pub(crate) uses_value: bool,
+    /// Its node failed and may still act under the lock, or the lock is a hold (R14).
+    pub(crate) dead: bool,
+}
+
+impl Lock {
+    /// Whether its mode in force stands against `mode` on `range`.
+    pub(crate) fn conflicts(&self, mode: Mode, range: Range) -> bool {
+        self.granted.is_some_and(|g| !g.is_compatible(mode)) && self.range.overlaps(range)
+    }
+}

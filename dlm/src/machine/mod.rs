@@ -1,0 +1,16 @@
+//! The lock manager as state machines: one resource with its queues, and (above it) who masters which resource.
+//!
+//! Nothing here reads a clock, sends a message or calls back: time and messages come in, effects go out.
+
+mod flags;
+mod hold;
+mod lock;
+mod operations;
+mod resource;
+mod value;
+
+pub(crate) use flags::{check_convert, check_request, check_unlock};
+pub(crate) use hold::Assumed;
+pub(crate) use lock::{Lock, LockKey, Pending};
+pub(crate) use resource::{Context, Event, Resource};
+pub(crate) use value::Value;
