@@ -3,5 +3,7 @@
 mod error;
 pub mod face;
 pub mod format;
+#[cfg(feature = "fuse")]
+pub mod fuse;
 
 pub use error::FsError;
