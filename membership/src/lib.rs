@@ -5,6 +5,7 @@ pub mod driver;
 mod face;
 mod ids;
 mod lease;
+pub mod machine;
 mod proof;
 mod request;
 mod rng;

@@ -1,0 +1,175 @@
+//! How a record changes when lives come and go, and the closing of debts that follows every change (R6, R7).
+//!
+//! Pure: a record in, the next record out.
+
+use crate::{Cause, Debt, DebtItem, Epoch, Identity, NodeId, ResourceId, ResourceKind, View, VoterSet};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The record after `view`, unchanged but for number and cause.
+pub(crate) fn following(view: &View, cause: Cause) -> View {
+    View { epoch: view.epoch.next(), cause, ..view.clone() }
+}
+
+/// The record after `view` without `lives`: their attachments become debts.
+pub(crate) fn remove(view: &View, lives: &BTreeSet<Identity>, cause: Cause) -> View {
+    let mut next = following(view, cause);
+    for who in lives.iter().filter(|who| view.contains(**who)) {
+        next.members.remove(&who.node);
+        next.nonces.remove(&who.node);
+        let (mine, others): (BTreeSet<_>, BTreeSet<_>) =
+            core::mem::take(&mut next.attachments).into_iter().partition(|a| a.owner == *who);
+        next.attachments = others;
+        let items: BTreeMap<ResourceId, DebtItem> = mine
+            .into_iter()
+            .map(|attachment| {
+                let rebuilt = rebuilt_with(&attachment.resource, attachment.lockspace.as_deref()).is_none();
+                let item = DebtItem { attachment, fenced: false, rebuilt, rebuilt_by: BTreeMap::new() };
+                (item.attachment.resource.clone(), item)
+            })
+            .collect();
+        for resource in items.keys() {
+            touch(&mut next, resource);
+        }
+        if !items.is_empty() {
+            let before = next.debts.insert(*who, Debt { removed: next.epoch, items });
+            assert!(before.is_none(), "{who} was a member and in debt at once");
+        }
+    }
+    settle(&mut next);
+    next
+}
+
+/// The record after `view` with `lives` in it, each with its process nonce. None of their nodes may be a member.
+pub(crate) fn join(view: &View, lives: &BTreeMap<Identity, u64>) -> View {
+    let mut next = following(view, Cause::Joined(lives.keys().copied().collect()));
+    for (who, nonce) in lives {
+        let before = next.members.insert(who.node, who.incarnation);
+        assert!(before.is_none(), "node {} joined while a life of it was a member", who.node);
+        let known = next.lives.insert(who.node, who.incarnation);
+        assert!(known.is_none_or(|k| k < who.incarnation), "{who} is not a new life (R1)");
+        next.nonces.insert(who.node, *nonce);
+    }
+    next
+}
+
+/// The record after `view` with these voters.
+pub(crate) fn voters(view: &View, voters: VoterSet, cause: Cause) -> View {
+    View { voters, ..following(view, cause) }
+}
+
+/// Notes that the attachments of a lockspace changed: what was rebuilt for the old ones does not count any more.
+pub(crate) fn touch(view: &mut View, resource: &ResourceId) {
+    if resource.kind != ResourceKind::Lockspace {
+        return;
+    }
+    view.lockspaces.insert(resource.name.clone(), view.epoch);
+    for item in view.debts.values_mut().filter_map(|d| d.items.get_mut(resource)) {
+        if !item.rebuilt {
+            item.rebuilt_by.clear();
+        }
+    }
+}
+
+/// The lockspace that must be rebuilt for an item: itself, or the one it names.
+fn rebuilt_with<'a>(resource: &'a ResourceId, names: Option<&'a str>) -> Option<&'a str> {
+    match resource.kind {
+        ResourceKind::Lockspace => Some(&resource.name),
+        ResourceKind::Filesystem => names,
+        ResourceKind::BlockDevice | ResourceKind::Service => None,
+    }
+}
+
+/// Brings the derived parts of a record up to date: what is rebuilt, which items close, which debts are paid.
+pub(crate) fn settle(view: &mut View) {
+    let attached = attached_to_lockspaces(view);
+    for debt in view.debts.values_mut() {
+        settle_debt(debt, &attached);
+    }
+    view.debts.retain(|_, debt| !debt.items.is_empty());
+    let used: BTreeSet<&str> = view
+        .attachments
+        .iter()
+        .map(|a| &a.resource)
+        .chain(view.debts.values().flat_map(|d| d.items.keys()))
+        .filter(|r| r.kind == ResourceKind::Lockspace)
+        .map(|r| r.name.as_str())
+        .collect();
+    view.lockspaces.retain(|name, _| used.contains(name.as_str()));
+}
+
+fn attached_to_lockspaces(view: &View) -> BTreeMap<String, BTreeSet<Identity>> {
+    let mut attached: BTreeMap<String, BTreeSet<Identity>> = BTreeMap::new();
+    for a in view.attachments.iter().filter(|a| a.resource.kind == ResourceKind::Lockspace) {
+        attached.entry(a.resource.name.clone()).or_default().insert(a.owner);
+    }
+    attached
+}
+
+fn settle_debt(debt: &mut Debt, attached: &BTreeMap<String, BTreeSet<Identity>>) {
+    let mut rebuilt: BTreeSet<String> = BTreeSet::new();
+    for (resource, item) in &mut debt.items {
+        if resource.kind == ResourceKind::Lockspace {
+            // Nobody attached: there is nothing to rebuild, and who attaches later starts with empty tables.
+            let all = attached
+                .get(&resource.name)
+                .is_none_or(|lives| lives.iter().all(|who| item.rebuilt_by.contains_key(who)));
+            item.rebuilt |= all;
+            if item.rebuilt {
+                rebuilt.insert(resource.name.clone());
+            }
+        }
+    }
+    let owed: BTreeSet<String> =
+        debt.items.keys().filter(|r| r.kind == ResourceKind::Lockspace).map(|r| r.name.clone()).collect();
+    for (resource, item) in &mut debt.items {
+        if resource.kind == ResourceKind::Filesystem
+            && let Some(name) = &item.attachment.lockspace
+        {
+            // A lockspace that the life was not attached to any more was given up properly.
+            item.rebuilt |= rebuilt.contains(name) || !owed.contains(name);
+        }
+    }
+    // A mount without a journal has nothing to replay.
+    debt.items.retain(|r, item| {
+        let done = item.fenced && item.rebuilt;
+        match r.kind {
+            ResourceKind::Filesystem => !(done && item.attachment.journal.is_none()),
+            ResourceKind::BlockDevice => !item.fenced,
+            ResourceKind::Lockspace | ResourceKind::Service => true,
+        }
+    });
+    let needed: BTreeSet<String> = debt
+        .items
+        .iter()
+        .filter(|(r, _)| r.kind == ResourceKind::Filesystem)
+        .filter_map(|(_, item)| item.attachment.lockspace.clone())
+        .collect();
+    // Holds of the dead life protect its unreplayed journal, so the lockspace item stays as long as that (R14).
+    debt.items.retain(|r, item| {
+        r.kind != ResourceKind::Lockspace || needed.contains(&r.name) || !(item.fenced && item.rebuilt)
+    });
+}
+
+/// What must hold of every record; asserted wherever one is made or installed.
+pub(crate) fn check(view: &View) {
+    for a in &view.attachments {
+        assert!(view.contains(a.owner), "{} is attached by {}, no member", a.resource, a.owner);
+    }
+    for (who, debt) in &view.debts {
+        assert!(!view.contains(*who), "{who} is a member and in debt");
+        assert!(!debt.items.is_empty(), "an empty debt of {who}");
+        assert!(debt.removed <= view.epoch, "a debt from the future");
+    }
+    for (node, life) in &view.members {
+        assert_eq!(view.lives.get(node), Some(life), "the newest life of node {node} is the member");
+        assert!(view.nonces.contains_key(node), "member {node} has no nonce");
+    }
+    assert!(view.epoch == Epoch(0) || !view.voters.voters.is_empty(), "a record that nothing can follow");
+}
+
+/// Votes of the given voters, and of all.
+pub(crate) fn votes(set: &VoterSet, who: impl Iterator<Item = NodeId>) -> (u32, u32) {
+    let of = |n: &NodeId| set.voters.get(n).map_or(0, |v| v.votes);
+    let have = who.collect::<BTreeSet<_>>().iter().map(of).fold(0, u32::saturating_add);
+    (have, set.voters.keys().map(of).fold(0, u32::saturating_add))
+}

@@ -1,0 +1,215 @@
+//! The messages between membership machines: unreliable datagrams, which the machine itself repeats.
+//!
+//! Layout: one byte of version, then postcard. They travel outside the sessions (R2) and are never held back.
+
+use crate::proof::{Accept, Ballot, Decision};
+use crate::{Epoch, Identity, Incarnation, NodeId, Refusal, Request, StateId, View};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// The version that a message starts with; another one is refused.
+pub const CONTROL_VERSION: u8 = 1;
+/// The longest message, in bytes, version included. The transport must carry this much.
+pub const CONTROL_BYTES_MAX: usize = 4 << 20;
+/// How many bytes of decisions one [`ControlMsg::Chain`] holds; a single larger decision goes alone.
+pub const CHAIN_BYTES_MAX: usize = 256 << 10;
+
+/// A message between machines. The sender's node, life and nonce come with the packet, never from inside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlMsg {
+    /// "I live, and this is how far I am." Answered by `HeartbeatAck`.
+    Heartbeat(Heartbeat),
+    /// The answer, at once and from memory.
+    HeartbeatAck(HeartbeatAck),
+    /// Sent to a life whose node shows a newer one: any answer makes the newer one a double identity (R1).
+    Probe,
+    /// The answer to a probe.
+    ProbeAnswer,
+    /// Paxos phase 1 for `epoch`.
+    Prepare {
+        /// The first epoch the sender does not know as decided.
+        epoch: Epoch,
+        /// The ballot to promise.
+        ballot: Ballot,
+    },
+    /// The durable promise of `ballot`, made while the acceptor's chain ended just before `epoch`.
+    Promise {
+        /// As asked for.
+        epoch: Epoch,
+        /// As asked for.
+        ballot: Ballot,
+        /// The acceptor's state directory.
+        state: StateId,
+        /// What it accepted for `epoch`, and in which ballot.
+        accepted: Option<(Ballot, Box<View>)>,
+    },
+    /// Paxos phase 2: say yes to `view` in `ballot`.
+    Accept {
+        /// The proposer's ballot.
+        ballot: Ballot,
+        /// The record.
+        view: Box<View>,
+    },
+    /// The durable yes.
+    Accepted {
+        /// The record's epoch.
+        epoch: Epoch,
+        /// The yes.
+        accept: Accept,
+    },
+    /// A higher ballot is promised here.
+    Preempted {
+        /// It.
+        promised: Ballot,
+    },
+    /// A decision.
+    Learn(Box<Decision>),
+    /// Asks for decisions from this epoch on.
+    Fetch {
+        /// The first one wanted.
+        from: Epoch,
+    },
+    /// Decisions, oldest first, without gaps.
+    Chain(Vec<Decision>),
+    /// A member's request, to the leader.
+    Forward {
+        /// The member's own count of its requests.
+        number: u64,
+        /// The request is for the record after this one and none else, so that a late copy cannot apply later.
+        at: Epoch,
+        /// What is asked for.
+        request: Request,
+    },
+    /// The leader's answer to a request that makes no record.
+    Answer {
+        /// Which request.
+        number: u64,
+        /// The epoch it was judged at.
+        at: Epoch,
+        /// What became of it.
+        answer: Answer,
+    },
+    /// The receiver cannot be what it says it is.
+    Refused(JoinRefusal),
+}
+
+/// "I live."
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// When it was sent, in nanoseconds on the sender's clock; echoed, never interpreted by others.
+    pub sent_ns: u64,
+    /// The newest epoch that the sender has installed.
+    pub epoch: Epoch,
+    /// The newest epoch that the sender has stored durably.
+    pub stored: Epoch,
+    /// The sender's state directory.
+    pub state: StateId,
+    /// Whether the sender wants to become a member.
+    pub wants_in: bool,
+    /// Whom the sender hears at present.
+    pub hears: BTreeSet<NodeId>,
+    /// Whether the sender's part of a recovery waits for something else, so that no deadline counts (R7).
+    pub waits: bool,
+}
+
+/// The answer to a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAck {
+    /// The heartbeat's.
+    pub sent_ns: u64,
+    /// The sender's newest epoch.
+    pub epoch: Epoch,
+    /// The sender's state directory.
+    pub state: StateId,
+    /// Whether this counts for the receiver's lease: false if the acceptor accepted or knows a later record that
+    /// removes the receiver, or changes the voters it counts by (R8).
+    pub leases: bool,
+}
+
+/// What became of a request that made no record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The record forbids it.
+    Refused(Refusal),
+    /// The record says so already.
+    Unchanged,
+    /// Something outside the record is missing for now; ask again.
+    NotNow(Refusal),
+}
+
+/// Why a process is not let in. It must not go on as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum JoinRefusal {
+    /// Another process of this node lives: the same life with another nonce, or an older life that answered (R1).
+    #[error("node {0} runs a second time elsewhere: double identity")]
+    DoubleIdentity(NodeId),
+    /// This life is not newer than one the cluster has seen: the state directory was rolled back, lost or copied.
+    #[error("the cluster has seen life {known} of this node: this state directory is older")]
+    RolledBack {
+        /// The newest life it has seen.
+        known: Incarnation,
+    },
+    /// The node is not in the roster.
+    #[error("node {0} is not in the cluster's roster")]
+    NotInRoster(NodeId),
+    /// This life was removed.
+    #[error("{0} was removed from the cluster")]
+    Removed(Identity),
+}
+
+/// Why bytes are no message. The packet is dropped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// Nothing there.
+    #[error("an empty message")]
+    Empty,
+    /// Another version.
+    #[error("control version {found}, this node speaks {CONTROL_VERSION}")]
+    Version {
+        /// In the message.
+        found: u8,
+    },
+    /// Above the limit.
+    #[error("a control message of {size} bytes is above the limit of {CONTROL_BYTES_MAX}")]
+    TooLarge {
+        /// Its size.
+        size: usize,
+    },
+    /// Not what the version says.
+    #[error("a control message that does not decode")]
+    Malformed,
+}
+
+impl ControlMsg {
+    /// The bytes to send.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![CONTROL_VERSION]).expect("plain data into memory always encodes")
+    }
+
+    /// Reads a message; hostile bytes give an error.
+    ///
+    /// # Errors
+    /// See [`WireError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if CONTROL_BYTES_MAX < bytes.len() {
+            return Err(WireError::TooLarge { size: bytes.len() });
+        }
+        match bytes.split_first() {
+            None => Err(WireError::Empty),
+            Some((&CONTROL_VERSION, rest)) => match postcard::take_from_bytes(rest) {
+                Ok((msg, [])) => Ok(msg),
+                _ => Err(WireError::Malformed),
+            },
+            Some((&found, _)) => Err(WireError::Version { found }),
+        }
+    }
+
+    /// Whether the message may be dropped by a transport under pressure, because a newer one of its kind follows
+    /// within a heartbeat interval. These are small and want a datagram; the others may be long and want a stream.
+    #[must_use]
+    pub fn is_periodic(&self) -> bool {
+        matches!(self, Self::Heartbeat(_) | Self::HeartbeatAck(_) | Self::Probe | Self::ProbeAnswer)
+    }
+}
