@@ -9,6 +9,7 @@ pub mod machine;
 mod proof;
 mod request;
 mod rng;
+pub mod session;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod time;

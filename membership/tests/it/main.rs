@@ -2,5 +2,6 @@
 
 #[cfg(feature = "driver")]
 mod pki;
+mod session;
 #[cfg(feature = "driver")]
 mod temp;

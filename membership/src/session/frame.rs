@@ -1,0 +1,143 @@
+//! The frames on a link: `length u32 LE | header (postcard) | payload`, where the length counts header and payload.
+
+use crate::{Epoch, ServiceId};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// The version of this layout; both ends name theirs in the hello.
+pub const SESSION_VERSION: u16 = 1;
+/// The longest message a service may send, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// The longest frame, in bytes, without its length field: the longest message and room for a header.
+pub const FRAME_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 64;
+
+const LENGTH_BYTES: usize = 4;
+
+/// What a frame is. Only `Data` has a payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Header {
+    /// The first frame in each direction on a link.
+    Resume {
+        /// One above every generation the sender had seen of this session when the link came up.
+        generation: u64,
+        /// The last message taken in, so that the peer resends what follows it.
+        received: u64,
+        /// The last message given to its service; credit is counted from here.
+        delivered: u64,
+        /// How many bytes of undelivered messages the sender of this frame takes.
+        credit_bytes: u64,
+    },
+    /// A message.
+    Data {
+        /// Its number in this direction of the session; the first is 1.
+        sequence: u64,
+        /// The epoch the sender had installed.
+        epoch: Epoch,
+        /// For whom.
+        service: u8,
+    },
+    /// How far the receiver is.
+    Ack {
+        /// As in `Resume`.
+        received: u64,
+        /// As in `Resume`.
+        delivered: u64,
+    },
+}
+
+/// Why bytes are no frame. The link is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The length field is above the limit.
+    #[error("a frame of {size} bytes is above the limit of {FRAME_BYTES_MAX}")]
+    TooLong {
+        /// What it says.
+        size: usize,
+    },
+    /// The header does not decode, or a frame without payload has one.
+    #[error("a frame that does not decode")]
+    Malformed,
+}
+
+/// Takes the first whole frame out of received bytes: its content, and how many bytes it used with its length field.
+/// `None` says that more bytes are needed.
+///
+/// # Errors
+/// [`FrameError::TooLong`], from the length field alone, so that nothing is buffered for it.
+pub fn take_frame(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, FrameError> {
+    let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
+        return Ok(None);
+    };
+    let size = u32::from_le_bytes(*length) as usize;
+    if FRAME_BYTES_MAX < size {
+        return Err(FrameError::TooLong { size });
+    }
+    Ok(rest.get(..size).map(|frame| (frame, LENGTH_BYTES + size)))
+}
+
+pub(super) fn encode(header: Header, payload: &[u8]) -> Arc<[u8]> {
+    let mut bytes = Vec::with_capacity(LENGTH_BYTES + 40 + payload.len());
+    bytes.extend_from_slice(&[0; LENGTH_BYTES]);
+    let mut bytes = postcard::to_extend(&header, bytes).expect("plain data into memory always encodes");
+    bytes.extend_from_slice(payload);
+    let size = u32::try_from(bytes.len() - LENGTH_BYTES).expect("the payload was checked against its limit");
+    if let Some(length) = bytes.first_chunk_mut::<LENGTH_BYTES>() {
+        *length = size.to_le_bytes();
+    }
+    bytes.into()
+}
+
+pub(super) fn decode(frame: &[u8]) -> Result<(Header, &[u8]), FrameError> {
+    let (header, payload) = postcard::take_from_bytes(frame).map_err(|_| FrameError::Malformed)?;
+    let fits = match header {
+        Header::Data { .. } => payload.len() <= MESSAGE_BYTES_MAX,
+        Header::Resume { .. } | Header::Ack { .. } => payload.is_empty(),
+    };
+    if fits { Ok((header, payload)) } else { Err(FrameError::Malformed) }
+}
+
+pub(super) fn data(sequence: u64, epoch: Epoch, service: ServiceId, payload: &[u8]) -> Arc<[u8]> {
+    encode(Header::Data { sequence, epoch, service: service.0 }, payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Rng;
+
+    #[test]
+    fn a_frame_is_read_back_and_a_part_of_one_waits_for_the_rest() {
+        let bytes = data(7, Epoch(3), ServiceId::DLM, b"hello");
+        for cut in 0..bytes.len() {
+            assert_eq!(take_frame(&bytes[..cut]), Ok(None), "{cut}");
+        }
+        let (frame, used) = take_frame(&bytes).unwrap().unwrap();
+        assert_eq!(used, bytes.len());
+        let header = Header::Data { sequence: 7, epoch: Epoch(3), service: 1 };
+        assert_eq!(decode(frame), Ok((header, b"hello".as_slice())));
+    }
+
+    #[test]
+    fn the_layout_does_not_change_unnoticed() {
+        assert_eq!(&*data(7, Epoch(3), ServiceId::DLM, b"hi"), &[6, 0, 0, 0, 1, 7, 3, 1, b'h', b'i']);
+        let ack = encode(Header::Ack { received: 200, delivered: 5 }, b"");
+        assert_eq!(&*ack, &[4, 0, 0, 0, 2, 200, 1, 5]);
+    }
+
+    #[test]
+    fn a_length_above_the_limit_is_refused_before_anything_is_buffered() {
+        let bytes = (FRAME_BYTES_MAX as u32 + 1).to_le_bytes();
+        assert_eq!(take_frame(&bytes), Err(FrameError::TooLong { size: FRAME_BYTES_MAX + 1 }));
+    }
+
+    #[test]
+    fn random_bytes_are_an_error_or_a_frame_and_never_a_panic() {
+        let mut rng = Rng::new(1);
+        for _ in 0..20_000 {
+            let bytes: Vec<u8> = (0..rng.below(40)).map(|_| rng.next_u64() as u8).collect();
+            let _ = decode(&bytes);
+            let _ = take_frame(&bytes);
+        }
+    }
+}

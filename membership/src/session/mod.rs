@@ -1,0 +1,18 @@
+//! Sessions (R2): reliable, ordered messages between two lives of nodes, over connections that come and go.
+//!
+//! ```text
+//!  send, frames, links, views + now ─▶ SessionMachine ─▶ Transmit | Deliver | Close
+//!                                          └─ next_deadline()
+//! ```
+//! A session is a pair of incarnations; sequence numbers are volatile and end with either of them. Any number of
+//! connections ("links") may exist between the two at a time; one is active. Both ends rank links alike, by the
+//! generation that the two exchanged on it, so both settle on the same one without a further message.
+
+mod frame;
+mod machine;
+mod peer;
+
+pub use frame::{FRAME_BYTES_MAX, FrameError, MESSAGE_BYTES_MAX, SESSION_VERSION, take_frame};
+#[cfg(any(test, feature = "sim"))]
+pub use machine::Bug;
+pub use machine::{Input, Limits, LinkId, Output, SessionMachine};

@@ -1,0 +1,4 @@
+//! What must hold of sessions after every step.
+
+pub(crate) mod epochs;
+pub(crate) mod exactly_once;
