@@ -1,1 +1,4 @@
-//! One test binary for the crate.
+//! The lock manager from outside: scenarios as text, the lock cache, and the simulation.
+
+mod cache;
+mod support;
