@@ -5,5 +5,6 @@ pub mod face;
 pub mod format;
 #[cfg(feature = "fuse")]
 pub mod fuse;
+pub mod mkfs;
 
 pub use error::FsError;
