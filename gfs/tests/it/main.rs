@@ -1,1 +1,5 @@
 //! One test binary for the crate.
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
+
+mod mkfs;
+mod tools;
