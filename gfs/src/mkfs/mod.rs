@@ -35,7 +35,7 @@ pub struct MkfsOptions {
     pub lock_table: String,
     /// Random.
     pub uuid: [u8; 16],
-    /// 4096 unless there is a reason.
+    /// 4096 unless there is a reason; at least 1024, because smaller blocks cannot hold the system directories whole.
     pub block_size: BlockSize,
     /// The size resource groups aim at, 32 MiB to 2 GiB.
     pub rgrp_bytes: u64,
@@ -69,6 +69,9 @@ impl MkfsOptions {
     fn check(&self) -> Result<(), MkfsError> {
         let bad = |what, value| Err(MkfsError::Option { what, value });
         let block = u64::from(self.block_size.bytes());
+        if block < 1024 {
+            return bad("block size", block);
+        }
         if self.journals == 0 {
             return bad("number of journals", 0);
         }

@@ -93,7 +93,7 @@ fn images_are_those_of_mkfs_gfs2() {
         (700, 12, 4096),
         (64, 1, 1024),
         (100, 2, 2048),
-        (100, 1, 512),
+        (100, 2, 1024),
     ] {
         let dir = TempDir::new();
         let (ours, theirs) = (dir.path("ours"), dir.path("theirs"));
@@ -146,13 +146,15 @@ fn what_cannot_be_made_is_refused_before_anything_is_written() {
     assert!(matches!(error, MkfsError::TooSmall { device_bytes: 10_485_760, .. }), "{error}");
     assert!(error.to_string().contains("make it larger"));
     type Change = fn(&mut MkfsOptions);
-    let cases: [Change; 6] = [
+    let cases: [Change; 8] = [
         |o| o.journals = 0,
         |o| o.journal_bytes = 4 << 20,
         |o| o.lock_proto = "lock_gulm".into(),
         |o| (o.lock_proto, o.lock_table) = ("lock_dlm".into(), "noname".into()),
         |o| (o.lock_proto, o.lock_table) = ("lock_dlm".into(), format!("a:{}", "x".repeat(31))),
         |o| o.rgrp_bytes = 1,
+        |o| o.block_size = BlockSize::new(512).unwrap(),
+        |o| (o.journals, o.block_size) = (5, BlockSize::new(1024).unwrap()),
     ];
     for change in cases {
         let mut options = options(1, 4096);
