@@ -1,1 +1,5 @@
 //! One test binary for the crate.
+
+mod invariants;
+mod sim;
+mod world;

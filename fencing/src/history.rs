@@ -1,0 +1,109 @@
+//! What is remembered of every fence: who, when, how, and how it ended.
+
+use core::time::Duration;
+use quorate_membership::{Epoch, Identity, Instant, ResourceId, ServerId};
+
+/// The most records kept; the oldest go first.
+pub const HISTORY_RECORDS_MAX: usize = 1000;
+
+/// One thing that happened to a removed life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryRecord {
+    /// Counts the records of this node's life from 1, also those that are gone.
+    pub number: u64,
+    /// When, on this node's clock.
+    pub at: Instant,
+    /// Milliseconds since 1970 by the wall clock, for people; set by the driver, 0 in the machine.
+    pub unix_ms: u64,
+    /// Who was fenced.
+    pub victim: Identity,
+    /// Which coordinator did it. A record of what others did names nobody.
+    pub by: Option<Identity>,
+    /// How.
+    pub how: How,
+    /// The result: `Err` holds the reason in words.
+    pub result: Result<(), String>,
+    /// Since this node learned that the victim was removed.
+    pub after: Duration,
+}
+
+/// By which means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum How {
+    /// A storage server was told a view without the victim.
+    Storage {
+        /// Which.
+        server: ServerId,
+        /// The epoch it confirmed, or was asked for.
+        epoch: Epoch,
+    },
+    /// The victim's lease ended (for services: and its kill time).
+    Lease,
+    /// A step of a method.
+    Device {
+        /// The method.
+        method: String,
+        /// The device.
+        device: String,
+        /// Off, on or reboot.
+        action: crate::Action,
+    },
+    /// A later life of the victim is a member, so its methods are not run.
+    Spared,
+    /// A person said so.
+    Person {
+        /// Who.
+        by: String,
+    },
+    /// The cluster decided that these are fenced; the end of the matter, recorded on every node.
+    Decided {
+        /// In which record.
+        epoch: Epoch,
+        /// What.
+        resources: Vec<ResourceId>,
+    },
+}
+
+/// A life that waits for its fence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IncidentStatus {
+    /// Who.
+    pub victim: Identity,
+    /// The first epoch without it.
+    pub removed: Epoch,
+    /// What is not fenced yet.
+    pub open: Vec<ResourceId>,
+    /// Who coordinates: the member with the lowest id.
+    pub coordinator: Option<Identity>,
+    /// What is waited for, as this node knows. Empty on nodes that do not coordinate.
+    pub waits: Vec<Wait>,
+}
+
+/// What a fence waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// This node has no quorum.
+    Quorum,
+    /// The end of the lease; not known yet if `None`.
+    Lease(Option<Instant>),
+    /// A storage server's confirmation, with the last failure.
+    Server {
+        /// Which.
+        server: ServerId,
+        /// What it said last.
+        failure: Option<String>,
+    },
+    /// A fence device.
+    Device {
+        /// The method.
+        method: String,
+        /// The device.
+        device: String,
+    },
+    /// The pause before methods are tried again.
+    Retry(Instant),
+    /// The node has no method, or a later life of it is a member: only a person can confirm.
+    Person,
+    /// The cluster's decision.
+    Decision,
+}

@@ -1,0 +1,1 @@
+//! The coordinator, one input at a time.
