@@ -31,6 +31,8 @@ mod agent;
 #[cfg(any(test, feature = "sim"))]
 mod bug;
 mod config;
+#[cfg(feature = "driver")]
+pub mod driver;
 mod history;
 pub mod machine;
 mod storage;

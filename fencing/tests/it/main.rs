@@ -1,5 +1,9 @@
 //! One test binary for the crate.
 
+#[cfg(feature = "driver")]
+mod agent;
+#[cfg(feature = "driver")]
+mod driver;
 mod invariants;
 mod sim;
 mod world;
