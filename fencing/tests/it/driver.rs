@@ -7,7 +7,7 @@ use quorate_fencing::{
 use quorate_membership::{
     Attachment, BoxFuture, ClusterId, Debt, DebtItem, Decision, Epoch, Identity, Incarnation, Instant, Lease,
     Membership, NodeId, Proof, Request, RequestError, ResourceId, ResourceKind, Runtime, Safety, ServerEntry,
-    ServerId, View, ViewListener, VoterSet,
+    ServerId, View, ViewListener,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -43,7 +43,7 @@ impl Membership for Cluster {
         Identity::new(NodeId(1), Incarnation(1))
     }
     fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.lock().unwrap())
+        Arc::clone(&self.view.lock().expect("no panic"))
     }
     fn is_quorate(&self) -> bool {
         self.is_quorate
@@ -53,7 +53,7 @@ impl Membership for Cluster {
     }
     fn subscribe(&self, listener: Arc<dyn ViewListener>) {
         listener.on_view(&self.view());
-        self.listeners.lock().unwrap().push(listener);
+        self.listeners.lock().expect("no panic").push(listener);
     }
     fn decisions_since(&self, _: Epoch) -> Vec<Decision> {
         vec![Decision { view: View::clone(&self.view()), accepts: BTreeMap::new() }]
@@ -66,7 +66,7 @@ impl Membership for Cluster {
             let Request::Prove { debtor, resources, proof } = request else {
                 panic!("only proofs are asked for")
             };
-            self.proofs.lock().unwrap().push(proof);
+            self.proofs.lock().expect("no panic").push(proof);
             let mut view = View::clone(&self.view());
             view.epoch = view.epoch.next();
             let debt = view.debts.get_mut(&debtor).expect("a debtor");
@@ -75,8 +75,8 @@ impl Membership for Cluster {
                 view.debts.remove(&debtor);
             }
             let view = Arc::new(view);
-            *self.view.lock().unwrap() = Arc::clone(&view);
-            for listener in &*self.listeners.lock().unwrap() {
+            *self.view.lock().expect("no panic") = Arc::clone(&view);
+            for listener in &*self.listeners.lock().expect("no panic") {
                 listener.on_view(&view);
             }
             Ok(view)
@@ -97,7 +97,7 @@ impl StorageFence for Storage {
         assert_eq!(server, SERVER);
         let address = entry.address.clone();
         Box::pin(async move {
-            let mut calls = self.0.lock().unwrap();
+            let mut calls = self.0.lock().expect("no panic");
             *calls += 1;
             if *calls < 3 {
                 return Err(StorageFenceError::Unreachable { address, detail: "refused".to_owned() });
@@ -117,18 +117,19 @@ fn cluster(items: &[(ResourceKind, Safety)], is_quorate: bool) -> Arc<Cluster> {
             servers: if *safety == Safety::Storage { [SERVER].into() } else { BTreeSet::new() },
             journal: None,
             lockspace: None,
+            exclusive: false,
         };
-        (attachment.resource.clone(), DebtItem { attachment, fenced: false, rebuilt: false })
+        (
+            attachment.resource.clone(),
+            DebtItem { attachment, fenced: false, rebuilt: false, rebuilt_by: BTreeMap::new() },
+        )
     };
     let view = View {
-        cluster: ClusterId::from_bytes([1; 16]),
         epoch: Epoch(9),
         members: [(NodeId(1), Incarnation(1)), (NodeId(3), Incarnation(1))].into(),
-        roster: BTreeMap::new(),
-        voters: VoterSet::default(),
         servers: [(SERVER, ServerEntry { name: "s".to_owned(), address: "192.0.2.7:1".to_owned() })].into(),
-        attachments: BTreeSet::new(),
         debts: [(victim, Debt { removed: Epoch(9), items: items.iter().map(item).collect() })].into(),
+        ..View::empty(ClusterId::from_bytes([1; 16]))
     };
     Arc::new(Cluster {
         view: Mutex::new(Arc::new(view)),
@@ -164,7 +165,7 @@ async fn a_victim_is_fenced_at_the_storage_and_proven() {
     let closed = Arc::new(Closed(tokio::sync::Notify::new()));
     cluster.subscribe(Arc::clone(&closed) as Arc<dyn ViewListener>);
     closed.0.notified().await;
-    let proofs = cluster.proofs.lock().unwrap().clone();
+    let proofs = cluster.proofs.lock().expect("no panic").clone();
     assert_eq!(proofs, [Proof::StorageFence { confirmed: [(SERVER, Epoch(9))].into() }]);
     // The driver learns of the last view through its queue.
     tokio::task::yield_now().await;
@@ -187,7 +188,7 @@ async fn only_a_person_can_confirm_where_no_method_is() {
     let status = fencing.status();
     assert!(status[0].waits.contains(&Wait::Person), "{status:?}");
     assert_eq!(fencing.confirm(NodeId(2), "root").await, Ok(()));
-    assert_eq!(*cluster.proofs.lock().unwrap(), [Proof::Confirmed { by: "root".to_owned() }]);
+    assert_eq!(*cluster.proofs.lock().expect("no panic"), [Proof::Confirmed { by: "root".to_owned() }]);
     assert!(fencing.history().iter().any(|r| r.how == How::Person { by: "root".to_owned() }));
 }
 
@@ -197,6 +198,6 @@ async fn a_node_without_quorum_fences_nobody_and_takes_nobodys_word() {
     let fencing = start(&cluster);
     assert_eq!(fencing.confirm(NodeId(2), "root").await, Err(ConfirmError::NotQuorate));
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(cluster.proofs.lock().unwrap().is_empty());
+    assert!(cluster.proofs.lock().expect("no panic").is_empty());
     assert_eq!(fencing.status()[0].waits, [Wait::Quorum]);
 }

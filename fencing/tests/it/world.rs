@@ -8,7 +8,7 @@ use quorate_fencing::{
 use quorate_membership::sim::Schedule;
 use quorate_membership::{
     Attachment, ClusterId, Debt, DebtItem, Epoch, Identity, Incarnation, Instant, NodeId, Proof, Refusal,
-    Request, RequestError, ResourceId, ResourceKind, Rng, Safety, ServerEntry, ServerId, View, VoterSet,
+    Request, RequestError, ResourceId, ResourceKind, Rng, Safety, ServerEntry, ServerId, View,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -221,6 +221,7 @@ impl World {
                     servers: if safety == Safety::Storage { some.clone() } else { BTreeSet::new() },
                     journal: None,
                     lockspace: None,
+                    exclusive: false,
                 });
             }
         }
@@ -526,7 +527,12 @@ impl World {
         view.attachments = kept;
         let items: BTreeMap<_, _> = gone
             .into_iter()
-            .map(|a| (a.resource.clone(), DebtItem { attachment: a, fenced: false, rebuilt: false }))
+            .map(|a| {
+                (
+                    a.resource.clone(),
+                    DebtItem { attachment: a, fenced: false, rebuilt: false, rebuilt_by: BTreeMap::new() },
+                )
+            })
             .collect();
         if !items.is_empty() {
             view.debts.insert(who, Debt { removed: view.epoch.next(), items });
@@ -549,14 +555,10 @@ impl World {
 fn first_view(nodes: u32, servers: &[ServerId]) -> View {
     let entry = |id: &ServerId| (*id, ServerEntry { name: "s".to_owned(), address: "x".to_owned() });
     View {
-        cluster: ClusterId::from_bytes([1; 16]),
         epoch: Epoch(1),
         members: (1..=nodes).map(|n| (NodeId(n), Incarnation(1))).collect(),
-        roster: BTreeMap::new(),
-        voters: VoterSet::default(),
         servers: servers.iter().map(entry).collect(),
-        attachments: BTreeSet::new(),
-        debts: BTreeMap::new(),
+        ..View::empty(ClusterId::from_bytes([1; 16]))
     }
 }
 
