@@ -5,22 +5,34 @@
 //!                     └─ next_deadline()
 //! ```
 //!
-//! One [`Durable`] is read from disk, [`Durable::next_life`] is made durable, and `Member::new(config, durable, nonce,
-//! contacts, seed, now)` starts the life. The driver then feeds [`Input`]s and carries out [`Output`]s in order.
-//! Getters: `me`, `view`, `decisions_since`, `lease_over_at`, `lease_until`, `is_quorate`, `is_member`, `stopped`.
+//! One [`Durable`] is read from disk, [`Durable::next_life`] is made durable, and [`Member::new`] starts the life. The driver then feeds [`Input`]s and carries out [`Output`]s in order.
 
-#[allow(dead_code, reason = "its user, the machine, follows")]
+mod acceptor;
+mod bug;
+mod chain;
 mod change;
 mod config;
 mod decide;
 mod durable;
 mod io;
+mod lease;
+mod member;
+mod packet;
+mod peers;
+mod plan;
+mod proposer;
+mod requests;
+mod stages;
 mod wire;
+mod writes;
 
+#[cfg(any(test, feature = "sim"))]
+pub use bug::Bug;
 pub use config::{ATTACHMENTS_MAX, Config, ConfigError, REQUESTS_MAX, ROSTER_MAX, SERVERS_MAX, VOTERS_MAX};
 pub use decide::decide;
 pub use durable::{Accepted, CHAIN_KEPT_MAX, CHAIN_KEPT_MIN, Durable, Record, STATE_VERSION, StateError};
 pub use io::{Error, Event, Input, Output, Peer, RequestId, StopReason, Token};
+pub use member::Member;
 pub use wire::{
     Answer, CHAIN_BYTES_MAX, CONTROL_BYTES_MAX, CONTROL_VERSION, ControlMsg, Heartbeat, HeartbeatAck,
     JoinRefusal, WireError,

@@ -1,8 +1,12 @@
-//! The parts every simulation of the workspace is made of: a queue of events in virtual time and a network with
-//! faults, both drawn from a seeded [`Rng`](crate::Rng). Nothing here knows a protocol.
+//! The parts every simulation of the workspace is made of: a queue of events in virtual time, a network with faults,
+//! both drawn from a seeded [`Rng`](crate::Rng), and a cluster of real membership machines on top of them.
 
+mod cluster;
 mod network;
+mod node;
 mod schedule;
 
+pub use cluster::{Cluster, ClusterConfig, Happening};
 pub use network::{Faults, Network};
+pub use node::{Clock, SimNode};
 pub use schedule::Schedule;

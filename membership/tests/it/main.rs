@@ -2,6 +2,7 @@
 
 #[cfg(feature = "driver")]
 mod pki;
+mod scenarios;
 mod session;
 #[cfg(feature = "driver")]
 mod temp;
