@@ -42,6 +42,10 @@ impl Member {
     pub(super) fn on_accept(&mut self, from: NodeId, ballot: Ballot, view: View) {
         let epoch = view.epoch;
         if !self.is_for_next(from, epoch) {
+            if self.epoch() < epoch {
+                // It overtook the decision it builds on, which is on its way most likely.
+                self.early = Some((from, ballot, Box::new(view)));
+            }
             return;
         }
         if ballot < self.disk.promised {
@@ -68,6 +72,16 @@ impl Member {
             }
         };
         self.after_vote(Then::Accepted { to: from, epoch, accept });
+    }
+
+    /// A record was installed: perhaps one that arrived too early is the next one now.
+    pub(super) fn take_early(&mut self) {
+        if self.early.as_ref().is_some_and(|(_, _, view)| view.epoch <= self.epoch().next())
+            && let Some((from, ballot, view)) = self.early.take()
+            && view.epoch == self.epoch().next()
+        {
+            self.on_accept(from, ballot, *view);
+        }
     }
 
     /// Whether `epoch` is the next one here. Who is behind is helped, and who is ahead is asked.

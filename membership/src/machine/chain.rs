@@ -66,22 +66,32 @@ impl Member {
 
     /// Takes decisions in. `whole` says that they are all the sender has from what was asked for on.
     pub(super) fn on_decisions(&mut self, from: NodeId, decisions: Vec<Decision>, whole: bool) {
+        let more = self.take_decisions(from, decisions, whole);
+        self.judge_newcomer();
+        if more && whole {
+            // There may be more where that came from.
+            self.fetch_at = self.now;
+            self.catch_up();
+        }
+    }
+
+    fn take_decisions(&mut self, from: NodeId, decisions: Vec<Decision>, whole: bool) -> bool {
         let mut more = false;
         for decision in decisions {
             if self.stopped.is_some() {
-                return;
+                return more;
             }
             let epoch = decision.view.epoch;
             if epoch <= self.epoch() {
                 continue;
             }
             if decision.view.cluster != self.disk.cluster {
-                return;
+                return more;
             }
             if epoch != self.epoch().next() && !bug!(self, InstallsWithGaps) {
                 if !whole {
                     self.fetch_from(from);
-                    return;
+                    return more;
                 }
                 if self.is_member() {
                     // Asked from the next one on, the sender answered with later ones: it dropped what is missing.
@@ -90,7 +100,7 @@ impl Member {
                         let have = self.epoch();
                         self.stop(StopReason::TooFarBehind { have, oldest: epoch });
                     }
-                    return;
+                    return more;
                 }
                 // A process that is no member yet takes the oldest record that is kept as its beginning.
                 self.install(decision, true);
@@ -101,17 +111,13 @@ impl Member {
                 let chain = core::slice::from_ref(&decision);
                 let proven = verify_chain(self.disk.cluster, tip.epoch, &tip.voters, chain).is_ok();
                 if !proven && !self.proof_is_beyond_us() {
-                    return;
+                    return more;
                 }
             }
             self.install(decision, false);
             more = true;
         }
-        if more && whole {
-            // There may be more where that came from.
-            self.fetch_at = self.now;
-            self.catch_up();
-        }
+        more
     }
 
     /// Deliberate mistakes decide without a majority or with gaps; their records must spread to be caught.
@@ -139,24 +145,19 @@ impl Member {
         self.proposer.installed(view.epoch);
         self.requests_installed();
         self.stages.installed(&view);
-        self.judge_self(was_in);
+        if was_in && !self.is_in(&view) {
+            let left = matches!(view.cause, Cause::Request { by, .. } if by == self.me.identity());
+            let epoch = view.epoch;
+            self.stop(if left { StopReason::Left { epoch } } else { StopReason::Removed { epoch } });
+        }
     }
 
-    /// Whether this life may go on under the newest record.
-    fn judge_self(&mut self, was_in: bool) {
-        let Some(tip) = self.tip.clone() else { return };
-        let me = self.me.identity();
-        let epoch = tip.epoch;
-        if self.is_in(&tip) {
-            return;
-        }
-        if was_in {
-            let left = matches!(tip.cause, Cause::Request { by, .. } if by == me);
-            self.stop(if left { StopReason::Left { epoch } } else { StopReason::Removed { epoch } });
-        } else if tip.contains(me) {
-            self.stop(StopReason::DoubleIdentity(me.node));
-        } else if let Some(known) = tip.lives.get(&me.node).copied()
-            && me.incarnation <= known
+    /// Whether a process that never was a member may go on under the newest record: not if the cluster has seen its
+    /// life, or a newer one, in another process. That is known for certain only at the end of what was learnt at once.
+    pub(super) fn judge_newcomer(&mut self) {
+        let Some(tip) = self.tip.clone().filter(|v| !self.is_in(v)) else { return };
+        if let Some(known) = tip.lives.get(&self.me.node).copied()
+            && self.me.incarnation <= known
             && !bug!(self, AdmitsOldLives)
         {
             self.stop(StopReason::RolledBack { known });

@@ -11,6 +11,7 @@ use super::requests::Requests;
 use super::stages::Stages;
 use super::wire::ControlMsg;
 use super::writes::Writes;
+use crate::proof::Ballot;
 use crate::{Decision, Epoch, Identity, Incarnation, Instant, NodeId, Rng, View};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub struct Member {
     pub(super) quorate: bool,
     pub(super) lease_until: Instant,
     pub(super) stopped: Option<StopReason>,
+    /// A proposal for a record that does not follow the chain yet.
+    pub(super) early: Option<(NodeId, Ballot, Box<View>)>,
     pub(super) loopback: VecDeque<ControlMsg>,
     pub(super) out: Vec<Output>,
     #[cfg(any(test, feature = "sim"))]
@@ -98,6 +101,7 @@ impl Member {
             quorate: false,
             lease_until: Instant(0),
             stopped: None,
+            early: None,
             loopback: VecDeque::new(),
             out: Vec::new(),
             #[cfg(any(test, feature = "sim"))]
@@ -245,6 +249,7 @@ impl Member {
     /// Everything that follows from time and from what the input changed.
     fn turn(&mut self) {
         self.drain_loopback();
+        self.take_early();
         self.suspect();
         self.heartbeat();
         self.catch_up();

@@ -234,6 +234,7 @@ impl Member {
             self.send(node, ControlMsg::Learn(Box::new(decision.clone())));
         }
         self.install(decision, false);
+        self.judge_newcomer();
     }
 
     pub(super) fn on_preempted(&mut self, promised: Ballot) {

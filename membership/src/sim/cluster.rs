@@ -103,6 +103,7 @@ enum Ev {
     Deliver { to: NodeId, life: Option<Incarnation>, from: Peer, msg: Box<ControlMsg> },
     Synced { node: NodeId, process: u64, token: Token },
     Tick { node: NodeId, process: u64, at: Instant },
+    LazySync { node: NodeId, process: u64 },
     Resume { node: NodeId, process: u64 },
     Start { node: NodeId, process: u64 },
 }
@@ -319,6 +320,12 @@ impl Cluster {
                     self.feed(node, Input::Tick);
                 }
             }
+            Ev::LazySync { node, process } => {
+                if let Some(host) = self.nodes.get_mut(&node).filter(|h| h.process == process) {
+                    host.urgent |= !host.unsynced.is_empty();
+                    self.start_sync(node);
+                }
+            }
             Ev::Resume { node, process } => {
                 if let Some(host) = self.nodes.get_mut(&node).filter(|h| h.process == process) {
                     host.paused = false;
@@ -357,7 +364,8 @@ impl Cluster {
     fn start_sync(&mut self, node: NodeId) {
         let time = sync_time(&mut self.rng, self.config.slow_sync_ppm);
         let at = self.now() + time;
-        let Some(host) = self.nodes.get_mut(&node).filter(|h| !h.syncing) else { return };
+        let Some(host) = self.nodes.get_mut(&node).filter(|h| !h.syncing && h.urgent) else { return };
+        host.urgent = false;
         if let Some((token, _)) = host.unsynced.back() {
             host.syncing = true;
             let (token, process) = (*token, host.process);
@@ -408,9 +416,15 @@ impl Cluster {
                     self.schedule.at(at, Ev::Deliver { to, life, from, msg });
                 }
             }
-            Output::Persist { token, record, lazy: _ } => {
+            Output::Persist { token, record, lazy } => {
+                let at = self.now() + Duration::from_millis(30);
                 if let Some(host) = self.nodes.get_mut(&node) {
                     host.unsynced.push_back((token, record));
+                    host.urgent |= !lazy;
+                    if lazy {
+                        let process = host.process;
+                        self.schedule.at(at, Ev::LazySync { node, process });
+                    }
                 }
             }
             Output::Installed { view, jumped } => {

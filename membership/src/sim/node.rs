@@ -49,6 +49,8 @@ pub struct SimNode {
     pub disk: Durable,
     /// What was written and is not synced.
     pub(super) unsynced: VecDeque<(Token, Record)>,
+    /// Whether something in `unsynced` is waited for.
+    pub(super) urgent: bool,
     /// The process, if one runs.
     pub(super) machine: Option<Member>,
     /// Counts processes, so that what was meant for an earlier one is not given to a later one.
@@ -69,6 +71,7 @@ impl SimNode {
             clock,
             disk,
             unsynced: VecDeque::new(),
+            urgent: false,
             machine: None,
             process: 0,
             held: Vec::new(),
@@ -112,6 +115,7 @@ impl SimNode {
         self.paused = false;
         self.tick_at = None;
         self.syncing = false;
+        self.urgent = false;
     }
 }
 
