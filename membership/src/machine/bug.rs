@@ -1,6 +1,7 @@
 //! Deliberate mistakes, for proving that the simulator's checkers catch them. Compiled for tests and `sim` only.
 
 /// One mistake that a machine can be told to make.
+#[cfg(any(test, feature = "sim"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Bug {

@@ -1,5 +1,7 @@
 //! One test binary for the crate.
 
+#![allow(clippy::unwrap_used, reason = "a test binary: a panic is a failure")]
+
 #[cfg(feature = "driver")]
 mod pki;
 mod scenarios;
