@@ -36,6 +36,8 @@ pub mod driver;
 mod history;
 pub mod machine;
 mod storage;
+#[cfg(feature = "driver")]
+pub mod supervisor;
 
 pub use agent::{AgentError, ConfirmError, FenceAgent, Fencer};
 #[cfg(any(test, feature = "sim"))]

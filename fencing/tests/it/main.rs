@@ -6,4 +6,6 @@ mod agent;
 mod driver;
 mod invariants;
 mod sim;
+#[cfg(feature = "driver")]
+mod supervisor;
 mod world;
