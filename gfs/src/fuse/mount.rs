@@ -253,16 +253,33 @@ impl ConnectionId {
             Some(parent) => parent.join(wanted.file_name()?),
             None => wanted,
         };
-        let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        // Of this thread: it may have a mount namespace of its own.
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").ok()?;
         table.lines().filter_map(|line| parse_mount(line, &wanted)).next_back()
     }
 
     /// Ends the connection: every request under way and to come fails, also of processes that could not be killed.
     ///
     /// # Errors
-    /// The control filesystem is not mounted, the connection is gone, or the caller may not.
+    /// The connection is gone, or the caller may not.
     pub fn abort(self) -> std::io::Result<()> {
-        std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.0), "1")
+        match std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.0), "1") {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.abort_unmounted().map_err(Into::into)
+            }
+            other => other,
+        }
+    }
+
+    /// The control filesystem is mounted nowhere (containers): root can open it without a mount point.
+    fn abort_unmounted(self) -> Result<(), Errno> {
+        use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+        let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(&context)?;
+        let control = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let path = format!("{}/abort", self.0);
+        let file = rustix::fs::openat(&control, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(&file, b"1").map(drop)
     }
 }
 

@@ -15,6 +15,7 @@ use futures_util::future::{Either, select};
 use quorate_membership::BoxFuture;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How often a process that got a signal is looked at again.
@@ -88,6 +89,7 @@ impl Request {
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     waiting: Mutex<BTreeMap<Unique, Arc<Done>>>,
+    ended: AtomicBool,
 }
 
 impl Requests {
@@ -106,6 +108,18 @@ impl Requests {
 
     fn remove(&self, unique: Unique) {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&unique);
+    }
+
+    /// The mount is gone: nobody waits for any answer.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        for done in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            done.raise();
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
     /// Whether there was such a request.
@@ -154,7 +168,8 @@ pub(crate) async fn wait(shared: Arc<Shared>, request: Request, mut future: Pend
         Either::Right(_) => None,
     };
     while answer.is_none() {
-        if request.on_interrupt == OnInterrupt::End || is_being_killed(request.pid) {
+        let ended = shared.requests.has_ended();
+        if ended || request.on_interrupt == OnInterrupt::End || is_being_killed(request.pid) {
             unanswered.close();
             shared.reply(request.unique, &Reply::Error(Errno::INTR));
             if request.on_interrupt == OnInterrupt::LeaveIfKilled {

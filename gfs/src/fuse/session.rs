@@ -68,7 +68,10 @@ pub enum End {
     Aborted,
 }
 
-/// A mounted filesystem. It stays mounted when this is dropped: the kernel decides when it ends, or
+/// A mounted filesystem. At its end the kernel gives back neither lookups nor what it still reads ahead: the filesystem
+/// is closed as a whole then.
+///
+/// It stays mounted when this is dropped: the kernel decides when it ends, or
 /// [`Session::unmount`], or the end of the process.
 pub struct Session {
     shared: Arc<Shared>,
@@ -209,6 +212,7 @@ impl Drop for Ended<'_> {
         }
         let last = self.0.threads.fetch_sub(1, Ordering::SeqCst) == 1;
         if last {
+            self.0.requests.end();
             self.0.notifier.close();
             self.0.up.raise();
             self.0.down.raise();

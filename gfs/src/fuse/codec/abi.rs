@@ -42,8 +42,6 @@ pub(crate) mod init {
     pub(crate) const DO_READDIRPLUS: u32 = 1 << 13;
     /// READDIRPLUS only where the entries are looked at.
     pub(crate) const READDIRPLUS_AUTO: u32 = 1 << 14;
-    /// Several parts of a direct read or write at once.
-    pub(crate) const ASYNC_DIO: u32 = 1 << 15;
     /// Lookups and listings of one directory at once.
     pub(crate) const PARALLEL_DIROPS: u32 = 1 << 18;
     /// Reading the device after an abort says ECONNABORTED rather than ENODEV.

@@ -199,7 +199,8 @@ pub enum ReaddirPlus {
 }
 
 /// Answers INIT: what is wanted of what the kernel offers. No write-back cache: the kernel would own sizes, times and
-/// dirty pages, and giving up a lock would mean to wait for it.
+/// dirty pages, and giving up a lock would mean to wait for it. No asynchronous direct I/O either: the kernel then waits
+/// for a direct read or write in a way that no signal ends, not even the deadly one.
 ///
 /// # Errors
 /// The kernel is too old, or of another major version.
@@ -213,7 +214,6 @@ pub fn negotiate(offer: &InitOp, plus: ReaddirPlus) -> Result<Negotiated, Versio
         | FLOCK_LOCKS
         | BIG_WRITES
         | AUTO_INVAL_DATA
-        | ASYNC_DIO
         | PARALLEL_DIROPS
         | ABORT_ERROR
         | MAX_PAGES
