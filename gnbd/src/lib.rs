@@ -2,9 +2,11 @@
 
 mod buf;
 mod device;
+pub mod fence;
 #[cfg(feature = "file")]
 mod file;
 mod memory;
+pub mod proto;
 
 pub use buf::{BUF_ALIGN_BYTES, Buf};
 pub use device::{BlockDevice, Device, DynBlockDevice, Geometry, IoError, WriteFlags, ZeroFlags};
