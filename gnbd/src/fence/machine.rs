@@ -455,20 +455,17 @@ impl FenceServer {
     }
 
     fn confirm(&mut self, now: Instant, out: &mut Vec<Output>) {
-        let mut undrained = self
+        let undrained = self
             .connections
             .values()
             .filter(|c| !c.is_waiting() && !self.admits(&self.record, c.who))
             .count();
         #[cfg(any(test, feature = "sim"))]
-        if self.has(Bug::ConfirmBeforeDrain) || self.has(Bug::LeaveOpen) {
-            undrained = 0;
-        }
-        let mut durable = self.record.clone();
+        let undrained =
+            if self.has(Bug::ConfirmBeforeDrain) || self.has(Bug::LeaveOpen) { 0 } else { undrained };
+        let durable = self.record.clone();
         #[cfg(any(test, feature = "sim"))]
-        if self.has(Bug::ConfirmBeforePersist) {
-            durable = self.newest().clone();
-        }
+        let durable = if self.has(Bug::ConfirmBeforePersist) { self.newest().clone() } else { durable };
         let busy = self.installing.is_some();
         let server = durable.server;
         let mut confirmed = self.confirmed;

@@ -27,4 +27,6 @@ pub use wire::{
     Errno, OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX, PRIVATE_BYTES_MAX, STRING_BYTES_MAX, Verifier, consts,
 };
 
-pub(crate) use wire::{put_option, put_u16, put_u32, put_u64, take_u16, take_u32, take_u64};
+#[cfg(any(test, feature = "client"))]
+pub(crate) use wire::put_option;
+pub(crate) use wire::{put_u16, put_u32, put_u64, take_u16, take_u32, take_u64};

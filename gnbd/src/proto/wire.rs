@@ -192,6 +192,7 @@ take!(take_u64, u64);
 ///
 /// # Panics
 /// If the data is longer than any option may be.
+#[cfg(any(test, feature = "client"))]
 pub(crate) fn put_option(out: &mut Vec<u8>, option: u32, data: &[u8]) {
     put_u64(out, consts::IHAVEOPT);
     put_u32(out, option);

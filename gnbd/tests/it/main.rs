@@ -1,1 +1,6 @@
 //! One test binary for the crate.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod common;
+mod interop;
+mod plain;

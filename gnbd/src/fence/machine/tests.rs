@@ -16,14 +16,11 @@ fn decision(epoch: u64, members: &[(u32, u64)], servers: &[ServerId]) -> Decisio
     };
     let entry = ServerEntry { name: "s".into(), address: "127.0.0.1:1".into() };
     let view = View {
-        cluster: CLUSTER,
         epoch: Epoch(epoch),
         members: members.iter().map(|(n, i)| (NodeId(*n), Incarnation(*i))).collect(),
-        roster: BTreeMap::new(),
         voters,
         servers: servers.iter().map(|s| (*s, entry.clone())).collect(),
-        attachments: Default::default(),
-        debts: BTreeMap::new(),
+        ..View::empty(CLUSTER)
     };
     let accept = |n| Accept {
         state: state(n),

@@ -1,0 +1,294 @@
+//! From an address to a negotiated connection.
+
+use crate::driver::ClientTls;
+use crate::fence::wire::{ControlAnswer, ControlRequest, Hello, HelloAnswer, HelloRefusal, decode, encode};
+use crate::proto::consts::*;
+use crate::proto::{
+    OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX, PRIVATE_BYTES_MAX, Verifier, put_option, put_u16, put_u32, take_u16,
+    take_u32, take_u64,
+};
+use quorate_membership::{Epoch, ServerId};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// A TCP connection is there by then, or not at all.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// So many answers to one option are more than any server has to say.
+const REPLIES_MAX: usize = 4096;
+
+/// Why there is no connection to an export.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Nobody answers there, or the connection broke. Worth a retry.
+    #[error("{address}: {source}")]
+    Io {
+        /// Where.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It took too long. Worth a retry.
+    #[error("{address}: no answer in time")]
+    Timeout {
+        /// Where.
+        address: String,
+    },
+    /// The other side does not speak NBD as we do.
+    #[error("not an NBD server of ours: {0}")]
+    Protocol(&'static str),
+    /// The server refuses an option; the text is its own.
+    #[error("the server refuses {option}: error {code:#x}, {text}")]
+    Refused {
+        /// Which.
+        option: &'static str,
+        /// The type of its reply.
+        code: u32,
+        /// For people.
+        text: String,
+    },
+    /// The server refuses this member. Worth a retry, but for another version, node or cluster.
+    #[error("the storage server refuses this node: {0}")]
+    Hello(HelloRefusal),
+    /// This life of the node was removed from the cluster, and is refused for ever (R10).
+    #[error("this node is fenced: {0}")]
+    Fenced(String),
+}
+
+impl From<std::io::Error> for ConnectError {
+    fn from(source: std::io::Error) -> Self {
+        Self::Io { address: String::new(), source }
+    }
+}
+
+impl ConnectError {
+    fn at(self, address: &str) -> Self {
+        match self {
+            Self::Io { source, .. } => Self::Io { address: address.into(), source },
+            other => other,
+        }
+    }
+}
+
+/// Both directions of a connection.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// What was negotiated.
+#[derive(Clone, Debug)]
+pub(super) struct Negotiated {
+    pub(super) size_bytes: u64,
+    pub(super) flags: u16,
+    pub(super) block_bytes: u32,
+    pub(super) preferred_bytes: u32,
+    pub(super) payload_bytes_max: u32,
+    pub(super) structured: bool,
+}
+
+/// Keeps small requests from waiting for others, and ends connections to hosts that are gone within about ten seconds.
+///
+/// # Errors
+/// What the system says; the connection works all the same.
+pub fn tune(stream: &TcpStream) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(5))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(2))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    sockopt::set_tcp_user_timeout(stream, 10_000)?;
+    Ok(())
+}
+
+/// Connects, starts TLS if wanted, and switches structured replies on.
+pub(super) async fn open(address: &str, tls: Option<&ClientTls>) -> Result<Opened, ConnectError> {
+    let connect = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(address));
+    let timeout = |_| ConnectError::Timeout { address: address.into() };
+    let stream = connect.await.map_err(timeout)?.map_err(|e| ConnectError::from(e).at(address))?;
+    if let Err(error) = tune(&stream) {
+        tracing::debug!(target: "quorate_gnbd", %error, "socket options");
+    }
+    greet(stream, tls).await.map_err(|e| e.at(address))
+}
+
+/// A connection in the haggling phase.
+pub(super) struct Opened {
+    stream: Box<dyn Stream>,
+    structured: bool,
+    padded: bool,
+}
+
+async fn greet(mut stream: TcpStream, tls: Option<&ClientTls>) -> Result<Opened, ConnectError> {
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting).await?;
+    let mut from = &greeting[..];
+    let magics = (take_u64(&mut from), take_u64(&mut from));
+    let flags = take_u16(&mut from).unwrap_or(0);
+    if magics != (Some(NBDMAGIC), Some(IHAVEOPT)) || flags & FLAG_FIXED_NEWSTYLE == 0 {
+        return Err(ConnectError::Protocol("its greeting is not of the fixed newstyle"));
+    }
+    let padded = flags & FLAG_NO_ZEROES == 0;
+    let flags = u32::from(flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES));
+    stream.write_all(&flags.to_be_bytes()).await?;
+    let mut stream: Box<dyn Stream> = match tls {
+        None => Box::new(stream),
+        Some(tls) => {
+            option(&mut stream, "STARTTLS", OPT_STARTTLS, &[]).await?;
+            let connector = tokio_rustls::TlsConnector::from(Arc::clone(&tls.config));
+            Box::new(connector.connect(tls.server_name.clone(), stream).await?)
+        }
+    };
+    let structured = match option(&mut stream, "STRUCTURED_REPLY", OPT_STRUCTURED_REPLY, &[]).await {
+        Ok(_) => true,
+        Err(ConnectError::Refused { code, .. }) if code != REP_ERR_TLS_REQD => false,
+        Err(e) => return Err(e),
+    };
+    Ok(Opened { stream, structured, padded })
+}
+
+/// Sends an option and reads its replies up to the final one; errors of the server are `Refused`.
+async fn option<S: Stream + ?Sized>(
+    stream: &mut S,
+    name: &'static str,
+    number: u32,
+    data: &[u8],
+) -> Result<Vec<(u32, Vec<u8>)>, ConnectError> {
+    let mut bytes = Vec::with_capacity(16 + data.len());
+    put_option(&mut bytes, number, data);
+    stream.write_all(&bytes).await?;
+    stream.flush().await?;
+    let mut replies = Vec::new();
+    while replies.len() < REPLIES_MAX {
+        let mut header = [0; 20];
+        stream.read_exact(&mut header).await?;
+        let mut from = &header[..];
+        let (magic, echoed) = (take_u64(&mut from), take_u32(&mut from));
+        let kind = take_u32(&mut from).unwrap_or(0);
+        let length = take_u32(&mut from).unwrap_or(0) as usize;
+        if magic != Some(OPTION_REPLY_MAGIC) || echoed != Some(number) {
+            return Err(ConnectError::Protocol("its answer is not to the option that was sent"));
+        }
+        let limit = if kind == number { PRIVATE_BYTES_MAX } else { OPTION_BYTES_MAX };
+        if limit < length {
+            return Err(ConnectError::Protocol("its answer to an option is too long"));
+        }
+        let mut data = vec![0; length];
+        stream.read_exact(&mut data).await?;
+        match kind {
+            REP_ACK => return Ok(replies),
+            error if error & 0x8000_0000 != 0 => {
+                let text = String::from_utf8_lossy(&data).chars().take(256).collect();
+                return Err(ConnectError::Refused { option: name, code: error, text });
+            }
+            _ => replies.push((kind, data)),
+        }
+    }
+    Err(ConnectError::Protocol("its answers to an option do not end"))
+}
+
+impl Opened {
+    /// Sends one of our own options.
+    async fn private(
+        &mut self,
+        name: &'static str,
+        number: u32,
+        data: &[u8],
+    ) -> Result<Vec<u8>, ConnectError> {
+        let replies = option(&mut self.stream, name, number, data).await?;
+        let found = replies.into_iter().find(|(kind, _)| *kind == number);
+        found.map(|(_, data)| data).ok_or(ConnectError::Protocol("its answer to our option is missing"))
+    }
+
+    /// A request to the fence service.
+    pub(super) async fn control(&mut self, request: &ControlRequest) -> Result<ControlAnswer, ConnectError> {
+        let answer = self.private("the fence service", OPT_QUORATE_CONTROL, &encode(request)).await?;
+        decode(&answer).map_err(|_| ConnectError::Protocol("its fence service speaks another version"))
+    }
+
+    /// Announces a member.
+    pub(super) async fn hello(
+        &mut self,
+        hello: &Hello,
+    ) -> Result<Result<(ServerId, Epoch, Verifier), HelloRefusal>, ConnectError> {
+        let answer = self.private("the hello of a member", OPT_QUORATE_HELLO, &encode(hello)).await?;
+        match decode(&answer) {
+            Ok(HelloAnswer::Admitted { server, epoch, verifier }) => Ok(Ok((server, epoch, verifier))),
+            Ok(HelloAnswer::Refused(refusal)) => Ok(Err(refusal)),
+            Err(_) => Err(ConnectError::Protocol("its answer to the hello is of another version")),
+        }
+    }
+
+    /// Starts transmission.
+    pub(super) async fn go(mut self, export: &str) -> Result<(Box<dyn Stream>, Negotiated), ConnectError> {
+        let mut data = Vec::new();
+        put_u32(&mut data, export.len() as u32);
+        data.extend_from_slice(export.as_bytes());
+        put_u16(&mut data, 1);
+        put_u16(&mut data, INFO_BLOCK_SIZE);
+        let mut negotiated = Negotiated {
+            size_bytes: 0,
+            flags: 0,
+            block_bytes: 1,
+            preferred_bytes: 4096,
+            payload_bytes_max: PAYLOAD_BYTES_MAX,
+            structured: self.structured,
+        };
+        match option(&mut self.stream, "GO", OPT_GO, &data).await {
+            Ok(replies) => {
+                let infos = replies.iter().filter(|(kind, _)| *kind == REP_INFO);
+                let mut found = false;
+                for (_, info) in infos {
+                    found |= negotiated.read_info(info)?;
+                }
+                if !found {
+                    return Err(ConnectError::Protocol("it does not tell the export's size"));
+                }
+            }
+            Err(ConnectError::Refused { code: REP_ERR_UNSUP, .. }) => {
+                let mut bytes = Vec::new();
+                put_option(&mut bytes, OPT_EXPORT_NAME, export.as_bytes());
+                self.stream.write_all(&bytes).await?;
+                self.stream.flush().await?;
+                let mut answer = vec![0; if self.padded { 134 } else { 10 }];
+                self.stream.read_exact(&mut answer).await?;
+                let mut from = &answer[..];
+                negotiated.size_bytes = take_u64(&mut from).unwrap_or(0);
+                negotiated.flags = take_u16(&mut from).unwrap_or(0);
+            }
+            Err(e) => return Err(e),
+        }
+        Ok((self.stream, negotiated))
+    }
+}
+
+impl Negotiated {
+    /// Takes in one piece of information; says whether it was the export's size.
+    fn read_info(&mut self, mut info: &[u8]) -> Result<bool, ConnectError> {
+        let bad = ConnectError::Protocol("its information about the export is malformed");
+        match take_u16(&mut info) {
+            Some(INFO_EXPORT) => {
+                let (Some(size), Some(flags)) = (take_u64(&mut info), take_u16(&mut info)) else {
+                    return Err(bad);
+                };
+                (self.size_bytes, self.flags) = (size, flags);
+                Ok(true)
+            }
+            Some(INFO_BLOCK_SIZE) => {
+                let sizes = (take_u32(&mut info), take_u32(&mut info), take_u32(&mut info));
+                let (Some(min), Some(preferred), Some(max)) = sizes else { return Err(bad) };
+                let sound = min.is_power_of_two() && min <= 65536 && preferred.is_power_of_two();
+                if !sound || max < min {
+                    return Err(bad);
+                }
+                self.block_bytes = min;
+                self.preferred_bytes = preferred;
+                self.payload_bytes_max = (max - max % min).min(PAYLOAD_BYTES_MAX);
+                Ok(false)
+            }
+            Some(_) => Ok(false),
+            None => Err(bad),
+        }
+    }
+}
