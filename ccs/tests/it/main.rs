@@ -1,1 +1,5 @@
-//! One test binary for the crate.
+//! One test binary for the crate: the simulation with its invariants.
+
+mod invariants;
+mod sim;
+mod world;

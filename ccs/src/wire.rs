@@ -1,0 +1,103 @@
+//! Messages between replicas: postcard, behind a version byte.
+
+use crate::entry::{Entry, RequestKey};
+use crate::machine::UpdateError;
+use quorate_membership::{Epoch, StateId, VoterSet};
+use serde::{Deserialize, Serialize};
+
+/// The version of these messages.
+const VERSION: u8 = 1;
+
+/// The longest message, in bytes: a history of documents of the largest size does not fit; see [`Message::State`].
+pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// What replicas say to each other. Sessions deliver each exactly once and in order (R2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// The coordinator of `term` asks what this replica has; from now on nothing older is accepted.
+    Read { term: Epoch },
+    /// The answer. `history` is as much of the newest end as fits into a message.
+    State {
+        term: Epoch,
+        state: StateId,
+        accepted: Option<Entry>,
+        history: Vec<Entry>,
+        voter_sets: Vec<VoterSet>,
+    },
+    /// The coordinator asks to accept an entry. `history`: what the replica may have missed, if it asked.
+    Append { term: Epoch, entry: Entry },
+    /// It is durable here.
+    Accepted { term: Epoch, state: StateId, version: u64 },
+    /// The coordinator tells what is committed: the entry of `version` accepted in `term`, under one voter set.
+    Commit { term: Epoch, version: u64 },
+    /// The coordinator brings a replica up to date with committed versions.
+    CatchUp { term: Epoch, history: Vec<Entry>, voter_sets: Vec<VoterSet> },
+    /// A member asks the coordinator for an update.
+    Update { request: RequestKey, expected: Option<u64>, author: String, written_at: u64, text: String },
+    /// The outcome.
+    Updated { request: RequestKey, result: Result<u64, UpdateError> },
+}
+
+/// Why a message was not understood. Nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WireError {
+    /// Too long.
+    #[error("a message of {0} bytes is above the limit of {MESSAGE_BYTES_MAX}")]
+    TooLong(usize),
+    /// Another version.
+    #[error("message version {0}, {VERSION} is wanted")]
+    Version(u8),
+    /// Not a message.
+    #[error("malformed message")]
+    Malformed,
+}
+
+pub(crate) fn encode(message: &Message) -> Vec<u8> {
+    postcard::to_extend(message, vec![VERSION]).expect("messages have no types that postcard cannot write")
+}
+
+pub(crate) fn decode(bytes: &[u8]) -> Result<Message, WireError> {
+    if MESSAGE_BYTES_MAX < bytes.len() {
+        return Err(WireError::TooLong(bytes.len()));
+    }
+    match bytes.split_first() {
+        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|_| WireError::Malformed),
+        Some((version, _)) => Err(WireError::Version(*version)),
+        None => Err(WireError::Malformed),
+    }
+}
+
+/// The newest end of a history whose documents have at most two thirds of a message's bytes together.
+pub(crate) fn newest_end(history: &[Entry]) -> Vec<Entry> {
+    let mut left = MESSAGE_BYTES_MAX / 3 * 2;
+    let fits = history.iter().rev().take_while(|e| {
+        let size = e.text.len() + e.author.len() + 64;
+        let fits = size <= left;
+        left = left.saturating_sub(size);
+        fits
+    });
+    let mut end: Vec<Entry> = fits.cloned().collect();
+    end.reverse();
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_message_is_read_back() {
+        let message = Message::Commit { term: Epoch(7), version: 3 };
+        assert_eq!(decode(&encode(&message)), Ok(message));
+        assert_eq!(decode(&[9, 0]), Err(WireError::Version(9)));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_are_an_error_or_a_message_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _any = decode(&bytes);
+            let _any = decode(&[&[VERSION][..], &bytes].concat());
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! `cargo xtask sim` and `cargo xtask bench`: the simulations by seed, and the measurements.
+
+use crate::run::{cargo, root, run};
+use std::process::Command;
+
+/// Simulations: the name people use, the package, the test in it.
+pub(crate) const SIMULATIONS: [(&str, &str, &str); 7] = [
+    ("membership", "quorate-membership", "sim"),
+    ("dlm", "quorate-dlm", "sim"),
+    ("fencing", "quorate-fencing", "sim"),
+    ("ccs", "quorate-ccs", "sim"),
+    ("gnbd", "quorate-gnbd", "sim"),
+    ("failover", "quorate-failover", "sim"),
+    ("stack", "quorate", "stack"),
+];
+
+/// Seeds of one run, unless told otherwise.
+const SEEDS_DEFAULT: &str = "0..1000";
+
+pub(crate) fn sim(args: &[String]) -> Result<(), String> {
+    let name = args.first().ok_or_else(|| format!("which simulation? {}", names()))?;
+    let mut seeds = ("QUORATE_SEEDS", SEEDS_DEFAULT.to_owned());
+    let mut rest = args.get(1..).unwrap_or_default().iter();
+    while let Some(word) = rest.next() {
+        let value = rest.next().ok_or_else(|| format!("{word} wants a value"))?;
+        seeds = match word.as_str() {
+            "--seeds" if value.contains("..") => ("QUORATE_SEEDS", value.clone()),
+            "--seed" => ("QUORATE_SEED", value.clone()),
+            _ => return Err(format!("`{word} {value}`: --seeds A..B or --seed N is wanted")),
+        };
+    }
+    run(&mut command(name, seeds.0, &seeds.1)?)
+}
+
+/// The command that runs one simulation.
+pub(crate) fn command(name: &str, variable: &str, value: &str) -> Result<Command, String> {
+    let (_, package, test) = SIMULATIONS
+        .iter()
+        .find(|(n, _, _)| *n == name)
+        .ok_or_else(|| format!("there is no simulation `{name}`: {}", names()))?;
+    let mut command = cargo();
+    command.args(["test", "--release", "--package", package, "--test", "it"]);
+    if *package != "quorate" {
+        command.args(["--no-default-features", "--features"]);
+        command.arg(if *package == "quorate-gnbd" { "sim,server,client" } else { "sim" });
+    }
+    command.args(["--", "--nocapture", test]).env(variable, value);
+    Ok(command)
+}
+
+/// Whether the crate has its simulation in the tree.
+pub(crate) fn exists(name: &str) -> bool {
+    let folder = if name == "stack" { "examples" } else { name };
+    let file = if name == "stack" { "stack" } else { "sim" };
+    let tests = root().join(folder).join("tests/it");
+    tests.join(format!("{file}.rs")).is_file() || tests.join(file).join("mod.rs").is_file()
+}
+
+fn names() -> String {
+    SIMULATIONS.map(|(n, _, _)| n).join(" | ")
+}
+
+pub(crate) fn bench(args: &[String]) -> Result<(), String> {
+    let mut command = cargo();
+    command
+        .args(["run", "--release", "--quiet", "--package", "quorate", "--bin", "quorate-bench", "--"])
+        .args(args);
+    run(&mut command)
+}
