@@ -1,6 +1,24 @@
 //! The network, the disk and the clock around the machines: certificates, transports, the running node.
+//!
+//! A node has three threads. `quorate-control` turns the membership machine and sends the heartbeats; `quorate-sessions`
+//! carries the sessions and calls every listener and service; `quorate-state` makes promises durable. Nothing on the
+//! first ever waits for the other two (R8).
 
+mod config;
+mod control;
+mod link;
+mod node;
 pub mod pki;
+mod progress;
 mod runtime;
+mod sessions;
+mod state;
+mod storage;
+pub mod transport;
 
+pub use config::{CreateError, NodeConfig, StartError, create_cluster, random};
+pub use link::HelloRefusal;
+pub use node::{Node, NodeEnd, ShutdownError};
+pub use progress::{LoopBeat, Progress};
 pub use runtime::{TokioRuntime, boottime};
+pub use state::{StateDir, StateDirError, StateLock, renounce};

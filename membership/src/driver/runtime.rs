@@ -60,7 +60,7 @@ impl Runtime for TokioRuntime {
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) {
-        let _ = self.handle.spawn(task);
+        drop(self.handle.spawn(task));
     }
 }
 

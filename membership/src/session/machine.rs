@@ -442,13 +442,6 @@ impl SessionMachine {
         }
     }
 
-    /// Sends an acknowledgement now where one is due at all: for the driver, when it writes to that link anyway.
-    pub fn flush_acks(&mut self, out: &mut Vec<Output>) {
-        for session in self.sessions.values_mut().filter(|s| 0 < s.unreported && s.active.is_some()) {
-            Self::acknowledge(session, out);
-        }
-    }
-
     fn on_installed(&mut self, view: Arc<View>, out: &mut Vec<Output>) {
         assert!(self.epoch < view.epoch, "views come in order");
         let before = self.view.replace(view.clone());

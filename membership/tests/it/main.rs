@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test binary: a panic is a failure")]
 
 #[cfg(feature = "driver")]
+mod node;
+#[cfg(feature = "driver")]
 mod pki;
 mod scenarios;
 mod session;

@@ -19,7 +19,7 @@ mod verify;
 pub use authority::{Ca, IssueError, Issued};
 pub use certificate::{CertificateError, PeerCertificate, Subject};
 pub use credentials::{Credentials, EXPIRY_WARNING, PkiError, TlsError};
-pub use verify::{RefusedCertificate, RevokedKeys};
+pub use verify::{RefusedCertificate, RevokedKeys, Watcher};
 
 use crate::{ClusterId, NodeId};
 

@@ -15,10 +15,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Clone, Default)]
 pub struct RevokedKeys(Arc<Mutex<Set>>);
 
+/// Is told every key that is revoked.
+pub type Watcher = Arc<dyn Fn(&[u8; 32]) + Send + Sync>;
+
 #[derive(Default)]
 struct Set {
     keys: BTreeSet<[u8; 32]>,
-    watchers: Vec<Arc<dyn Fn(&[u8; 32]) + Send + Sync>>,
+    watchers: Vec<Watcher>,
 }
 
 impl core::fmt::Debug for RevokedKeys {
@@ -57,7 +60,7 @@ impl RevokedKeys {
     }
 
     /// Calls `watcher` with every key revoked from now on, to close its live connections. It must not block.
-    pub fn watch(&self, watcher: Arc<dyn Fn(&[u8; 32]) + Send + Sync>) {
+    pub fn watch(&self, watcher: Watcher) {
         self.lock().watchers.push(watcher);
     }
 }

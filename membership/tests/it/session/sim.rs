@@ -350,9 +350,6 @@ impl World {
         let Some(process) = self.processes.get_mut(&who) else { return };
         let mut out = Vec::new();
         process.machine.handle(now, input, &mut out);
-        if self.rng.chance_ppm(100_000) {
-            process.machine.flush_acks(&mut out);
-        }
         if let Some(at) = process.machine.next_deadline() {
             self.schedule.at(at, Event::Tick { who });
         }

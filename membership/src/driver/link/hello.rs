@@ -1,0 +1,228 @@
+//! The hello: each end says who it is, each end says whether it accepts the other, and only then does either count the
+//! other as connected. In TLS 1.3 a client's handshake ends before the server has looked at its certificate, so without
+//! this a refused node believes itself connected.
+
+use super::frames::{FrameReader, frame};
+use crate::driver::pki::{PeerCertificate, Subject};
+use crate::driver::transport::{Channel, Datagrams, Lane};
+use crate::machine::{CONTROL_VERSION, Peer};
+use crate::session::SESSION_VERSION;
+use crate::{ClusterId, Identity, Incarnation, NodeId, StateId};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use std::{collections::BTreeMap, io};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+/// How long both hellos and both answers may take.
+const HELLO_DEADLINE: Duration = Duration::from_secs(3);
+/// The longest hello or answer, in bytes.
+const HELLO_BYTES_MAX: usize = 1_024;
+const MAGIC: [u8; 8] = *b"quorate\x01";
+
+/// Layout (postcard, in a frame): version of each protocol, lane, cluster, then the claimed identity.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Hello {
+    magic: [u8; 8],
+    control: u8,
+    sessions: u16,
+    lane: u8,
+    cluster: ClusterId,
+    node: NodeId,
+    incarnation: Incarnation,
+    nonce: u64,
+    state: StateId,
+}
+
+/// Why an end does not accept the other. Told to it, so both logs have the reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum HelloRefusal {
+    /// The programs are of different versions.
+    #[error("protocol versions differ: control {control} and sessions {sessions} are spoken here")]
+    Version {
+        /// What the refusing end speaks.
+        control: u8,
+        /// What the refusing end speaks.
+        sessions: u16,
+    },
+    /// Another cluster.
+    #[error("this is cluster {here}")]
+    OtherCluster {
+        /// The refusing end's.
+        here: ClusterId,
+    },
+    /// The hello claims another node than the certificate (R1).
+    #[error("the hello claims node {claimed}, the certificate is of {certificate}")]
+    OtherNode {
+        /// In the hello.
+        claimed: NodeId,
+        /// In the certificate.
+        certificate: String,
+    },
+    /// Somebody else answers where a certain node was dialled.
+    #[error("node {dialled} was dialled, node {found} answered")]
+    WrongPeer {
+        /// Who was wanted.
+        dialled: NodeId,
+        /// Who is there.
+        found: NodeId,
+    },
+    /// The node is not in the roster.
+    #[error("node {0} is not in the cluster's roster")]
+    NotInRoster(NodeId),
+    /// The certificate's key is not the roster's.
+    #[error("the key of node {0} is not the one in the cluster's roster")]
+    OtherKey(NodeId),
+    /// The other end is the same process, or the same life.
+    #[error("node {0} talks to itself")]
+    Myself(NodeId),
+    /// It has too many connections already.
+    #[error("node {0} has too many connections")]
+    TooMany(NodeId),
+}
+
+/// Who we are, in every hello.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Me {
+    pub(crate) cluster: ClusterId,
+    pub(crate) identity: Identity,
+    pub(crate) nonce: u64,
+    pub(crate) state: StateId,
+}
+
+/// The keys of the newest roster; without one yet, the cluster's CA alone decides.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RosterCheck(Arc<Mutex<Option<BTreeMap<NodeId, [u8; 32]>>>>);
+
+impl RosterCheck {
+    pub(crate) fn set(&self, keys: BTreeMap<NodeId, [u8; 32]>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys);
+    }
+
+    pub(crate) fn check(&self, node: NodeId, key: &[u8; 32]) -> Result<(), HelloRefusal> {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|r| r.get(&node)) {
+            None => Ok(()),
+            Some(None) => Err(HelloRefusal::NotInRoster(node)),
+            Some(Some(expected)) if expected == key => Ok(()),
+            Some(Some(_)) => Err(HelloRefusal::OtherKey(node)),
+        }
+    }
+}
+
+/// A connection that both ends have accepted.
+pub(crate) struct Established {
+    pub(crate) peer: Peer,
+    /// SHA-256 of the peer's public key.
+    pub(crate) key: [u8; 32],
+    pub(crate) dialled: bool,
+    pub(crate) write: Box<dyn AsyncWrite + Send + Unpin>,
+    pub(crate) read: Box<dyn AsyncRead + Send + Unpin>,
+    /// Holds what came behind the hello.
+    pub(crate) frames: FrameReader,
+    pub(crate) datagrams: Option<Datagrams>,
+}
+
+/// Why a connection did not come about.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HelloError {
+    #[error("the hello failed: {0}")]
+    Broken(#[from] io::Error),
+    #[error("we refuse it: {0}")]
+    Here(HelloRefusal),
+    #[error("it refuses us: {0}")]
+    There(HelloRefusal),
+}
+
+/// Exchanges hellos and answers. `dialled` is the node that was dialled, if we did.
+pub(crate) async fn exchange(
+    channel: Channel,
+    me: &Me,
+    lane: Lane,
+    dialled: Option<NodeId>,
+    accepts: impl FnOnce(NodeId, &[u8; 32]) -> Result<(), HelloRefusal>,
+) -> Result<Established, HelloError> {
+    let talk = talk(channel, me, lane, dialled, accepts);
+    tokio::time::timeout(HELLO_DEADLINE, talk).await.unwrap_or_else(|_| {
+        let text = format!("no answer within {HELLO_DEADLINE:?}");
+        Err(HelloError::Broken(io::Error::new(io::ErrorKind::TimedOut, text)))
+    })
+}
+
+async fn talk(
+    channel: Channel,
+    me: &Me,
+    lane: Lane,
+    dialled: Option<NodeId>,
+    accepts: impl FnOnce(NodeId, &[u8; 32]) -> Result<(), HelloRefusal>,
+) -> Result<Established, HelloError> {
+    let Channel { peer: certificate, dialled: by_us, mut write, mut read, datagrams, .. } = channel;
+    let mut frames = FrameReader::new(HELLO_BYTES_MAX);
+    let ours = Hello {
+        magic: MAGIC,
+        control: CONTROL_VERSION,
+        sessions: SESSION_VERSION,
+        lane: lane as u8,
+        cluster: me.cluster,
+        node: me.identity.node,
+        incarnation: me.identity.incarnation,
+        nonce: me.nonce,
+        state: me.state,
+    };
+    send(&mut write, &ours).await?;
+    let theirs: Hello = receive(&mut frames, &mut read).await?;
+    let verdict =
+        judge(&ours, &theirs, &certificate, dialled).and_then(|()| accepts(theirs.node, &certificate.key));
+    send(&mut write, &verdict).await?;
+    // Theirs is awaited even after our own refusal: closing earlier could destroy ours on its way.
+    let answer: Result<Result<(), HelloRefusal>, _> = receive(&mut frames, &mut read).await;
+    verdict.map_err(HelloError::Here)?;
+    answer?.map_err(HelloError::There)?;
+    let peer = Peer { node: theirs.node, incarnation: theirs.incarnation, nonce: theirs.nonce };
+    Ok(Established { peer, key: certificate.key, dialled: by_us, write, read, frames, datagrams })
+}
+
+fn judge(
+    ours: &Hello,
+    theirs: &Hello,
+    certificate: &PeerCertificate,
+    dialled: Option<NodeId>,
+) -> Result<(), HelloRefusal> {
+    if (ours.magic, ours.control, ours.sessions, ours.lane)
+        != (theirs.magic, theirs.control, theirs.sessions, theirs.lane)
+    {
+        return Err(HelloRefusal::Version { control: CONTROL_VERSION, sessions: SESSION_VERSION });
+    }
+    if ours.cluster != theirs.cluster || certificate.cluster != ours.cluster {
+        return Err(HelloRefusal::OtherCluster { here: ours.cluster });
+    }
+    if certificate.subject != Subject::Node(theirs.node) {
+        let certificate = certificate.subject.to_string();
+        return Err(HelloRefusal::OtherNode { claimed: theirs.node, certificate });
+    }
+    if let Some(wanted) = dialled.filter(|d| *d != theirs.node) {
+        return Err(HelloRefusal::WrongPeer { dialled: wanted, found: theirs.node });
+    }
+    if theirs.node == ours.node && theirs.nonce == ours.nonce {
+        return Err(HelloRefusal::Myself(ours.node));
+    }
+    Ok(())
+}
+
+async fn send<T: Serialize>(to: &mut (dyn AsyncWrite + Send + Unpin), value: &T) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(value).expect("plain data into memory always encodes");
+    to.write_all(&frame(&bytes)).await?;
+    to.flush().await
+}
+
+async fn receive<T: serde::de::DeserializeOwned>(
+    frames: &mut FrameReader,
+    from: &mut (dyn AsyncRead + Send + Unpin),
+) -> io::Result<T> {
+    let bytes = frames.one(from).await?;
+    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "it does not decode");
+    match postcard::take_from_bytes(&bytes) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(damaged()),
+    }
+}

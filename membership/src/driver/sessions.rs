@@ -1,0 +1,364 @@
+//! The session loop: the session machine's connections, and the one thread on which listeners and services are called.
+
+use super::boottime;
+use super::control::{Command, Reply, targets};
+use super::link::{Established, FrameReader, Mesh, MeshEvent, OutQueue, RosterCheck, write_out};
+use super::node::Shared;
+use super::progress::LoopBeat;
+use super::transport::Channel;
+use crate::session::{FRAME_BYTES_MAX, Input, LinkId, Output, SessionMachine};
+use crate::{
+    Epoch, Identity, Instant, NodeId, RequestError, SendError, ServiceId, SessionHandler, View, ViewListener,
+};
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::io::AsyncRead;
+use tokio::sync::{Notify, mpsc, watch};
+
+/// The loop turns at least this often, to show that it does.
+const TURN_MAX: Duration = Duration::from_millis(100);
+/// Messages to ourselves that may wait.
+const SELF_QUEUE_MAX: usize = 65_536;
+
+/// What other threads give to the loop.
+pub(super) enum LaneInput {
+    Installed(Arc<View>),
+    Quorum(bool),
+    Done { reply: Reply, result: Result<Arc<View>, RequestError> },
+    Subscribe { listener: Arc<dyn ViewListener>, told: std::sync::mpsc::SyncSender<()> },
+    ToMyself { service: ServiceId, epoch: Epoch, payload: Vec<u8> },
+    CloseKey([u8; 32]),
+    Stop(String),
+}
+
+struct State {
+    machine: SessionMachine,
+    links: BTreeMap<LinkId, Arc<OutQueue>>,
+    stopped: bool,
+}
+
+/// The part of the sessions that every thread may enter.
+pub(super) struct SessionShared {
+    me: Identity,
+    state: Mutex<State>,
+    handlers: Mutex<BTreeMap<ServiceId, Arc<dyn SessionHandler>>>,
+    listeners: Mutex<Vec<Arc<dyn ViewListener>>>,
+    /// When the loop looks at its deadlines next.
+    wakes_at: AtomicU64,
+    wake: Notify,
+    to_myself: AtomicUsize,
+}
+
+impl SessionShared {
+    pub(super) fn new(machine: SessionMachine, me: Identity) -> Self {
+        let state = State { machine, links: BTreeMap::new(), stopped: false };
+        Self {
+            me,
+            state: Mutex::new(state),
+            handlers: Mutex::default(),
+            listeners: Mutex::default(),
+            wakes_at: AtomicU64::new(u64::MAX),
+            wake: Notify::new(),
+            to_myself: AtomicUsize::new(0),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn register(&self, service: ServiceId, handler: Arc<dyn SessionHandler>) {
+        self.handlers.lock().unwrap_or_else(PoisonError::into_inner).insert(service, handler);
+    }
+
+    /// Queues a message on the caller's thread, encoded and in the connection's buffer when this returns.
+    pub(super) fn send(
+        &self,
+        shared: &Shared,
+        to: Identity,
+        service: ServiceId,
+        payload: Vec<u8>,
+    ) -> Result<(), SendError> {
+        if to == self.me && SELF_QUEUE_MAX <= self.to_myself.load(Ordering::Relaxed) {
+            return Err(SendError::Full(to.node));
+        }
+        let mut out = Vec::new();
+        let mut state = self.state();
+        if state.stopped {
+            return Err(SendError::Stopped);
+        }
+        state.machine.send(boottime(), to, service, payload, &mut out)?;
+        for output in transmit(&mut state, out) {
+            if let Output::Deliver { service, epoch, payload, .. } = output {
+                self.to_myself.fetch_add(1, Ordering::Relaxed);
+                shared.to_lane(LaneInput::ToMyself { service, epoch, payload });
+            }
+        }
+        self.note_deadline(&state);
+        Ok(())
+    }
+
+    fn note_deadline(&self, state: &State) {
+        let at = state.machine.next_deadline().map_or(u64::MAX, |d| d.0);
+        if at < self.wakes_at.load(Ordering::Relaxed) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Feeds the machine, then calls the services. On the loop's thread alone, so that deliveries keep their order.
+    fn feed(&self, input: Input<'_>) {
+        let deliveries = self.feed_silently(input);
+        self.deliver(deliveries);
+    }
+
+    /// Feeds the machine and leaves the deliveries to the caller.
+    fn feed_silently(&self, input: Input<'_>) -> Vec<Output> {
+        let mut out = Vec::new();
+        let mut state = self.state();
+        state.machine.handle(boottime(), input, &mut out);
+        let deliveries = transmit(&mut state, out);
+        self.note_deadline(&state);
+        deliveries
+    }
+
+    fn deliver(&self, deliveries: Vec<Output>) {
+        for output in deliveries {
+            if let Output::Deliver { from, service, epoch, payload } = output {
+                self.call(from, service, epoch, &payload);
+            }
+        }
+    }
+
+    fn call(&self, from: Identity, service: ServiceId, epoch: Epoch, payload: &[u8]) {
+        let handler = self.handlers.lock().unwrap_or_else(PoisonError::into_inner).get(&service).cloned();
+        match handler {
+            Some(handler) => handler.deliver(from, epoch, payload),
+            None => {
+                tracing::warn!(target: "quorate_membership", %from, service = service.0, "no such service here")
+            }
+        }
+    }
+
+    fn listeners(&self) -> Vec<Arc<dyn ViewListener>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Carries out everything but the deliveries, which are returned. Under the lock, so that frames keep their order.
+fn transmit(state: &mut State, out: Vec<Output>) -> Vec<Output> {
+    let mut deliveries = Vec::new();
+    for output in out {
+        match output {
+            Output::Transmit { link, bytes } => {
+                if let Some(queue) = state.links.get(&link) {
+                    queue.push(&bytes);
+                }
+            }
+            Output::Close { link, why } => {
+                tracing::debug!(target: "quorate_membership", link = link.0, why, "a session connection is closed");
+                if let Some(queue) = state.links.remove(&link) {
+                    queue.close();
+                }
+            }
+            deliver @ Output::Deliver { .. } => deliveries.push(deliver),
+        }
+    }
+    deliveries
+}
+
+/// What the loop is made with.
+pub(super) struct Lane {
+    pub(super) shared: Arc<Shared>,
+    pub(super) mesh: Mesh,
+    pub(super) mesh_events: mpsc::Receiver<MeshEvent>,
+    pub(super) inputs: mpsc::UnboundedReceiver<LaneInput>,
+    pub(super) roster: RosterCheck,
+    pub(super) peers: BTreeMap<NodeId, Vec<SocketAddr>>,
+    pub(super) beat: LoopBeat,
+    /// Turns true when the node joins; connections are made from then on.
+    pub(super) go: watch::Receiver<bool>,
+    /// Connections that the control lane's transport took for us, where both lanes share one.
+    pub(super) accepted: Option<mpsc::Receiver<Channel>>,
+}
+
+struct Ended {
+    link: LinkId,
+    node: NodeId,
+    /// The other end or the network ended it.
+    lost: bool,
+}
+
+struct LinkInfo {
+    node: NodeId,
+    key: [u8; 32],
+}
+
+impl Lane {
+    /// Runs until it is told to stop.
+    pub(super) async fn run(mut self) {
+        let (ended_to, mut ended) = mpsc::unbounded_channel();
+        let mut links: BTreeMap<LinkId, LinkInfo> = BTreeMap::new();
+        let mut next_link = 0;
+        let mut joined = false;
+        loop {
+            self.beat.turned();
+            let wait = self.prepare_wait();
+            tokio::select! {
+                biased;
+                input = self.inputs.recv() => match input {
+                    None => return,
+                    Some(LaneInput::Stop(reason)) => return self.stop(&reason),
+                    Some(LaneInput::CloseKey(key)) => self.close_where(&links, |l| l.key == key),
+                    Some(LaneInput::Installed(view)) => {
+                        self.install(view);
+                        let roster = self.roster.clone();
+                        self.close_where(&links, |l| roster.check(l.node, &l.key).is_err());
+                    }
+                    Some(other) => self.on_input(other),
+                },
+                Some(event) = self.mesh_events.recv() => {
+                    if let MeshEvent::Up(established) = event {
+                        next_link += 1;
+                        let link = LinkId(next_link);
+                        links.insert(link, LinkInfo { node: established.peer.node, key: established.key });
+                        self.link_up(link, *established, ended_to.clone());
+                    }
+                }
+                Some(Ended { link, node, lost }) = ended.recv() => {
+                    links.remove(&link);
+                    self.mesh.lost(node);
+                    if lost {
+                        self.shared.command(Command::LinkLost(node));
+                    }
+                }
+                true = wait_for(&mut self.go), if !joined => {
+                    joined = true;
+                    match self.accepted.take() {
+                        Some(accepted) => self.mesh.accept_from(accepted),
+                        None => self.mesh.accept(None),
+                    }
+                }
+                () = self.shared.sessions.wake.notified() => {}
+                () = tokio::time::sleep(wait) => self.shared.sessions.feed(Input::Tick),
+            }
+        }
+    }
+
+    /// Announces when this loop looks at the machine's deadline, so that a nearer one wakes it.
+    fn prepare_wait(&self) -> Duration {
+        let sessions = &self.shared.sessions;
+        let state = sessions.state();
+        let now = boottime();
+        let latest = now + TURN_MAX;
+        let at = state.machine.next_deadline().map_or(latest, |d: Instant| d.min(latest));
+        sessions.wakes_at.store(at.0, Ordering::Relaxed);
+        at.since(now)
+    }
+
+    fn on_input(&mut self, input: LaneInput) {
+        let sessions = &self.shared.sessions;
+        match input {
+            LaneInput::Quorum(quorate) => {
+                self.shared.set_quorate(quorate);
+                sessions.listeners().iter().for_each(|l| l.on_quorum(quorate));
+            }
+            LaneInput::Done { reply, result } => drop(reply.send(result)),
+            LaneInput::Subscribe { listener, told } => {
+                self.shared.tell_newcomer(&listener);
+                let _ = told.send(());
+            }
+            LaneInput::ToMyself { service, epoch, payload } => {
+                sessions.to_myself.fetch_sub(1, Ordering::Relaxed);
+                sessions.call(sessions.me, service, epoch, &payload);
+            }
+            LaneInput::Installed(_) | LaneInput::CloseKey(_) | LaneInput::Stop(_) => {}
+        }
+    }
+
+    /// Listeners first, then what was held back for this view.
+    fn install(&mut self, view: Arc<View>) {
+        let deliveries = self.shared.sessions.feed_silently(Input::Installed { view: view.clone() });
+        self.shared.set_view(&view);
+        let mut targets = targets(Some(&view), &self.peers);
+        targets.retain(|node, _| view.members.contains_key(node));
+        if !view.contains(self.shared.me) {
+            targets.clear();
+        }
+        self.mesh.set_targets(&targets);
+        self.shared.sessions.listeners().iter().for_each(|l| l.on_view(&view));
+        self.shared.sessions.deliver(deliveries);
+    }
+
+    fn close_where(&self, links: &BTreeMap<LinkId, LinkInfo>, wanted: impl Fn(&LinkInfo) -> bool) {
+        let state = self.shared.sessions.state();
+        for (link, _) in links.iter().filter(|(_, info)| wanted(info)) {
+            if let Some(queue) = state.links.get(link) {
+                queue.close();
+            }
+        }
+    }
+
+    fn link_up(&self, link: LinkId, established: Established, ended: mpsc::UnboundedSender<Ended>) {
+        let Established { peer, dialled, mut write, read, mut frames, datagrams, .. } = established;
+        let queue = Arc::new(OutQueue::default());
+        self.shared.sessions.state().links.insert(link, queue.clone());
+        self.shared.sessions.feed(Input::LinkUp { link, peer: peer.identity(), dialled });
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            frames.set_limit(FRAME_BYTES_MAX);
+            let lost = tokio::select! {
+                written = write_out(&queue, &mut *write) => written.is_err(),
+                error = read_frames(&shared.sessions, link, frames, read) => {
+                    tracing::debug!(target: "quorate_membership", peer = %peer.identity(), %error, "a session connection ended");
+                    true
+                }
+            };
+            drop(datagrams);
+            shared.sessions.state().links.remove(&link);
+            shared.sessions.feed(Input::LinkDown { link });
+            drop(ended.send(Ended { link, node: peer.node, lost }));
+        });
+    }
+
+    fn stop(&self, reason: &str) {
+        self.shared.set_quorate(false);
+        self.shared.sessions.state().stopped = true;
+        self.shared.sessions.listeners().iter().for_each(|l| l.on_stop(reason));
+    }
+}
+
+/// Until the node joins; false if it is gone before.
+pub(super) async fn wait_for(go: &mut watch::Receiver<bool>) -> bool {
+    go.wait_for(|go| *go).await.is_ok()
+}
+
+impl SessionShared {
+    pub(super) fn add_listener(&self, listener: Arc<dyn ViewListener>) {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
+    }
+}
+
+/// One reader: what a read brings is delivered before the next read, so a slow service slows its peers down and
+/// nothing piles up.
+async fn read_frames(
+    sessions: &SessionShared,
+    link: LinkId,
+    mut frames: FrameReader,
+    mut read: Box<dyn AsyncRead + Send + Unpin>,
+) -> std::io::Error {
+    loop {
+        loop {
+            match frames.next() {
+                Ok(Some(frame)) => sessions.feed(Input::Frame { link, frame }),
+                Ok(None) => break,
+                Err(error) => return error,
+            }
+        }
+        if let Err(error) = frames.fill(&mut *read).await {
+            return error;
+        }
+    }
+}

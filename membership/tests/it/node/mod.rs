@@ -1,0 +1,4 @@
+//! Real nodes of one process on loopback: certificates, sockets, disks and clocks.
+
+mod cluster;
+mod forming;
