@@ -1,4 +1,5 @@
 //! The lock manager from outside: scenarios as text, the lock cache, and the simulation.
 
 mod cache;
+mod scenarios;
 mod support;
