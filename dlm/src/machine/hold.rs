@@ -96,6 +96,7 @@ mod tests {
             token: FencingToken::default(),
             told: None,
             uses_value: false,
+            recovery: false,
             dead: false,
         }
     }

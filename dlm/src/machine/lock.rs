@@ -47,6 +47,8 @@ pub(crate) struct Lock {
     pub(crate) told: Option<Mode>,
     /// Whether its last operation took part in the transfer of the value block.
     pub(crate) uses_value: bool,
+    /// Granted in passing through a hold (RECOVERY): it says nothing about what the dead node has.
+    pub(crate) recovery: bool,
     /// Its node failed and may still act under the lock, or the lock is a hold (R14).
     pub(crate) dead: bool,
 }

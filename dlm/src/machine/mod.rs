@@ -5,9 +5,12 @@
 mod flags;
 mod hold;
 mod lock;
+pub(crate) mod map;
 mod operations;
+mod rebuild;
 mod resource;
-mod value;
+pub(crate) mod shard;
+pub(crate) mod value;
 
 pub(crate) use flags::{check_convert, check_request, check_unlock};
 pub(crate) use hold::Assumed;

@@ -24,6 +24,7 @@ impl Resource {
             token: FencingToken::default(),
             told: None,
             uses_value: false,
+            recovery: false,
             dead: false,
         };
         self.attempt(cx, lock, out);

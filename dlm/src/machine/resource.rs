@@ -120,6 +120,11 @@ impl Resource {
         self.granted.iter().chain(&self.converting).chain(&self.waiting)
     }
 
+    /// Whether a life has, or may have, a lock here.
+    pub(crate) fn is_touched_by(&self, who: Identity) -> bool {
+        self.assumed.iter().any(|a| a.debtor == who) || self.locks().any(|l| l.key.node == who)
+    }
+
     /// One lock.
     pub(crate) fn find(&self, key: LockKey) -> Option<&Lock> {
         self.locks().find(|l| l.key == key)
@@ -212,6 +217,7 @@ impl Resource {
         }
         lock.granted = Some(pending.mode);
         lock.uses_value |= uses_value;
+        lock.recovery = pending.flags.has(Flags::RECOVERY);
         out.push(Event::Done {
             key: lock.key,
             op: pending.op,

@@ -1,0 +1,31 @@
+//! Deliberate mistakes, each of which a check must see. Set only in simulations.
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(any(test, feature = "sim")), allow(dead_code, unreachable_pub))]
+pub enum Bug {
+    /// A failed node's locks are given to others as soon as it is out of the view.
+    GrantBeforeFence,
+    /// Holds end with the fence instead of the replay.
+    ForgetHolds,
+    /// A bucket answers before all members have registered.
+    AnswerEarly,
+    /// A bucket of a failed owner comes back without holds.
+    NoUnknownHolds,
+    /// A rebuilt resource is missing the granted locks of one survivor.
+    LoseRelock,
+    /// A master answers a request of an older generation as if it were its own.
+    TakeStale,
+    /// Messages of failed nodes are heard.
+    HearTheDead,
+    /// The directory forgets how far grants were numbered.
+    ForgetFloor,
+    /// A rebuilt value block counts as valid, whoever had it.
+    TrustEveryCopy,
+    /// An unlock from another node is not carried out.
+    LoseUnlock,
+    /// Operations on names whose master lives wait until recovery is over.
+    StopEverything,
+    /// Operations that a new master has taken over are not repeated to it, and neither are those it has not.
+    NeverResend,
+}

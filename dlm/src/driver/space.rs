@@ -1,0 +1,348 @@
+//! A lockspace on a node: its shards behind their mutexes, and the lock handles of its users.
+
+use super::Dlm;
+use crate::deliver::{Call, Delivery, HasOutbox, Outbox, deliver, lock};
+use crate::machine::map::{SHARDS, bucket_of, shard_of};
+use crate::machine::shard::{Input, Output, Shard, ShardConfig, SpaceView};
+use crate::table::name_hash;
+use crate::wire::Frame;
+use crate::{
+    Completion, ConvertRequest, JoinError, LockCallbacks, LockError, LockId, LockRequest, Lockspace,
+    LockspaceDump, LockspaceOptions, Mode, UnlockRequest,
+};
+use quorate_membership::{Epoch, Identity, Instant, View};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+pub(super) struct Space {
+    pub(super) options: LockspaceOptions,
+    pub(super) hash: u64,
+    shards: Vec<Mutex<Entered>>,
+    progress: Mutex<Progress>,
+    /// New locks are refused.
+    is_closed: AtomicBool,
+    is_stopped: AtomicBool,
+}
+
+/// A shard with those who are to be told.
+struct Entered {
+    machine: Shard,
+    callbacks: BTreeMap<u64, Arc<dyn LockCallbacks>>,
+    outbox: Outbox,
+    out: Vec<Output>,
+}
+
+impl HasOutbox for Entered {
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+#[derive(Default)]
+struct Progress {
+    /// The map each shard has done its part of.
+    ready: Vec<Epoch>,
+    /// The newest map.
+    map: Epoch,
+    quiet: BTreeSet<usize>,
+    mismatch: Option<String>,
+}
+
+impl Space {
+    pub(super) fn new(me: Identity, options: &LockspaceOptions) -> Self {
+        let shard = |index| {
+            let (value_bytes, weakest_hold) = (options.value_bytes, options.holds);
+            let machine = Shard::new(ShardConfig { me, index, value_bytes, weakest_hold });
+            Mutex::new(Entered {
+                machine,
+                callbacks: BTreeMap::new(),
+                outbox: Outbox::default(),
+                out: Vec::new(),
+            })
+        };
+        Self {
+            options: options.clone(),
+            hash: name_hash(options.name.as_bytes()),
+            shards: (0..SHARDS).map(shard).collect(),
+            progress: Mutex::new(Progress {
+                ready: vec![Epoch(0); usize::from(SHARDS)],
+                ..Progress::default()
+            }),
+            is_closed: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// Enters a shard, and carries out what follows; calls are left in its outbox.
+    fn enter<T>(&self, dlm: &Arc<Dlm>, index: usize, work: impl FnOnce(&mut Entered) -> T) -> Option<T> {
+        let mut guard = lock(self.shards.get(index)?);
+        let entered = &mut *guard;
+        let result = work(entered);
+        if !entered.out.is_empty() {
+            self.carry_out(dlm, index, entered);
+        }
+        Some(result)
+    }
+
+    fn carry_out(&self, dlm: &Arc<Dlm>, index: usize, entered: &mut Entered) {
+        let map = entered.machine.map();
+        let mut ended = Vec::new();
+        let mut out = core::mem::take(&mut entered.out);
+        for output in out.drain(..) {
+            match output {
+                Output::Send { to, message } => {
+                    let shard = u8::try_from(index).unwrap_or(0);
+                    let frame = Frame { space: self.hash, shard, map, options: self.wire_options(), message };
+                    dlm.outgoing.send(to, frame.encode());
+                }
+                Output::Done { id, completion } => {
+                    if !entered.machine.has(id) {
+                        ended.push(id);
+                    }
+                    entered.call(id, Call::Done(completion));
+                }
+                Output::Blocking { id, mode } => entered.call(id, Call::Blocking(mode)),
+                Output::Ready { map } => self.on_ready(dlm, index, map),
+                Output::Quiet => {
+                    lock(&self.progress).quiet.insert(index);
+                    dlm.changed.notify(usize::MAX);
+                }
+            }
+        }
+        entered.out = out;
+        for id in ended {
+            entered.callbacks.remove(&id.0);
+        }
+    }
+
+    fn on_ready(&self, dlm: &Arc<Dlm>, index: usize, map: Epoch) {
+        let mut progress = lock(&self.progress);
+        if let Some(ready) = progress.ready.get_mut(index) {
+            *ready = map;
+        }
+        progress.map = progress.map.max(map);
+        if progress.is_ready() {
+            drop(progress);
+            dlm.prove_rebuilt(&self.options.name, map);
+            dlm.changed.notify(usize::MAX);
+        }
+    }
+
+    fn wire_options(&self) -> (u16, Option<Mode>) {
+        (u16::try_from(self.options.value_bytes).unwrap_or(0), self.options.holds)
+    }
+
+    pub(super) fn view(&self, dlm: &Arc<Dlm>, view: &View, now: Instant) {
+        let view = SpaceView::of(view, &self.options.name);
+        for index in 0..self.shards.len() {
+            self.enter(dlm, index, |e| e.machine.handle(now, Input::View(&view), &mut e.out));
+        }
+    }
+
+    pub(super) fn receive(&self, dlm: &Arc<Dlm>, from: Identity, frame: Frame, now: Instant) {
+        if frame.options != self.wire_options() {
+            let (bytes, holds) = frame.options;
+            tracing::warn!(target: "quorate_dlm", node = %from, lockspace = %self.options.name, "other options");
+            lock(&self.progress)
+                .mismatch
+                .get_or_insert_with(|| format!("value blocks of {bytes} bytes, holds {holds:?}"));
+            dlm.changed.notify(usize::MAX);
+            return;
+        }
+        let index = usize::from(frame.shard);
+        let input = Input::Message { from, map: frame.map, message: frame.message };
+        self.enter(dlm, index, |e| e.machine.handle(now, input, &mut e.out));
+        dlm.deliver(self, index);
+    }
+
+    pub(super) fn tick(&self, dlm: &Arc<Dlm>, now: Instant) {
+        for index in 0..self.shards.len() {
+            self.enter(dlm, index, |e| {
+                if e.machine.next_deadline().is_some_and(|at| at <= now) {
+                    e.machine.handle(now, Input::Tick, &mut e.out);
+                }
+            });
+        }
+    }
+
+    pub(super) fn deliver(&self, index: usize) {
+        if let Some(mutex) = self.shards.get(index) {
+            deliver(mutex);
+        }
+    }
+
+    pub(super) fn deliver_all(&self) {
+        self.shards.iter().for_each(deliver);
+    }
+
+    /// The same, if the node may answer.
+    pub(super) fn deliver_changed(&self, dlm: &Arc<Dlm>) {
+        for index in 0..self.shards.len() {
+            dlm.deliver(self, index);
+        }
+    }
+
+    pub(super) fn mismatch(&self) -> Option<String> {
+        lock(&self.progress).mismatch.clone()
+    }
+
+    /// Whether every shard has done its part of one and the same map.
+    pub(super) fn is_ready(&self) -> bool {
+        lock(&self.progress).is_ready()
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        lock(&self.progress).quiet.len() == self.shards.len()
+    }
+
+    pub(super) fn join_again(
+        self: &Arc<Self>,
+        options: &LockspaceOptions,
+        dlm: &Arc<Dlm>,
+    ) -> Result<Arc<dyn Lockspace>, JoinError> {
+        if *options != self.options {
+            return Err(JoinError::Mismatch {
+                name: options.name.clone(),
+                theirs: format!("{:?}", self.options),
+                ours: format!("{options:?}"),
+            });
+        }
+        if !self.is_ready() {
+            return Err(JoinError::Invalid("the lockspace is being joined already"));
+        }
+        Ok(Arc::new(Handle::new(self.clone(), dlm)))
+    }
+
+    /// Refuses new locks and freezes the shards.
+    ///
+    /// # Errors
+    /// So many locks are left; nothing changed.
+    pub(super) fn close(&self, dlm: &Arc<Dlm>) -> Result<(), usize> {
+        self.is_closed.store(true, Ordering::Release);
+        let locks: usize = self.shards.iter().map(|s| lock(s).machine.lock_count()).sum();
+        if locks != 0 {
+            self.is_closed.store(false, Ordering::Release);
+            return Err(locks);
+        }
+        let now = dlm.now();
+        for index in 0..self.shards.len() {
+            self.enter(dlm, index, |e| e.machine.handle(now, Input::Leave, &mut e.out));
+        }
+        Ok(())
+    }
+
+    /// This life of the node is over: every lock is told.
+    pub(super) fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Release);
+        for mutex in &self.shards {
+            let mut guard = lock(mutex);
+            let entered = &mut *guard;
+            for (id, callbacks) in core::mem::take(&mut entered.callbacks) {
+                let call = Call::Done(Completion::Stopped);
+                entered.outbox.push(Delivery { callbacks, id: LockId(id), call });
+            }
+            drop(guard);
+            deliver(mutex);
+        }
+    }
+
+    pub(super) fn dump(&self) -> LockspaceDump {
+        let mut dump = LockspaceDump { name: self.options.name.clone(), ..LockspaceDump::default() };
+        for mutex in &self.shards {
+            let entered = lock(mutex);
+            entered.machine.dump(&mut dump.resources, &mut dump.elsewhere, &mut dump.recovery);
+            dump.members = entered.machine.members();
+        }
+        dump.resources.sort_by(|a, b| a.name.cmp(&b.name));
+        dump.elsewhere.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        dump
+    }
+
+    fn check_open(&self) -> Result<(), LockError> {
+        if self.is_stopped.load(Ordering::Acquire) { Err(LockError::Stopped) } else { Ok(()) }
+    }
+}
+
+impl Progress {
+    fn is_ready(&self) -> bool {
+        self.map != Epoch(0) && self.ready.iter().all(|r| *r == self.map)
+    }
+}
+
+impl Entered {
+    fn call(&mut self, id: LockId, call: Call) {
+        if let Some(callbacks) = self.callbacks.get(&id.0) {
+            self.outbox.push(Delivery { callbacks: callbacks.clone(), id, call });
+        }
+    }
+}
+
+/// A lockspace in the hands of its user.
+pub(super) struct Handle {
+    space: Arc<Space>,
+    dlm: Arc<Dlm>,
+}
+
+impl Handle {
+    pub(super) fn new(space: Arc<Space>, dlm: &Arc<Dlm>) -> Self {
+        Self { space, dlm: dlm.clone() }
+    }
+
+    fn with_lock(
+        &self,
+        id: LockId,
+        work: impl FnOnce(&mut Shard, Instant, &mut Vec<Output>) -> Result<(), LockError>,
+    ) -> Result<(), LockError> {
+        self.space.check_open()?;
+        let index = usize::try_from(id.0 % u64::from(SHARDS)).unwrap_or(0);
+        let now = self.dlm.now();
+        let result = self.space.enter(&self.dlm, index, |e| work(&mut e.machine, now, &mut e.out));
+        self.dlm.deliver(&self.space, index);
+        result.unwrap_or(Err(LockError::NotFound))
+    }
+}
+
+impl Lockspace for Handle {
+    fn name(&self) -> &str {
+        &self.space.options.name
+    }
+
+    fn value_bytes(&self) -> usize {
+        self.space.options.value_bytes
+    }
+
+    fn request(&self, request: LockRequest, callbacks: Arc<dyn LockCallbacks>) -> Result<LockId, LockError> {
+        self.space.check_open()?;
+        let shard = shard_of(bucket_of(request.name.as_bytes()));
+        let number = self.dlm.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = LockId(number * u64::from(SHARDS) + u64::from(shard));
+        let index = usize::from(shard);
+        let now = self.dlm.now();
+        let result = self.space.enter(&self.dlm, index, |e| {
+            if self.space.is_closed.load(Ordering::Acquire) {
+                return Err(LockError::Stopped);
+            }
+            e.callbacks.insert(id.0, callbacks);
+            let result = e.machine.request(now, id, request, &mut e.out);
+            if result.is_err() {
+                e.callbacks.remove(&id.0);
+            }
+            result
+        });
+        self.dlm.deliver(&self.space, index);
+        result.unwrap_or(Err(LockError::NotFound)).map(|()| id)
+    }
+
+    fn convert(&self, id: LockId, request: ConvertRequest) -> Result<(), LockError> {
+        self.with_lock(id, |shard, now, out| shard.convert(now, id, request, out))
+    }
+
+    fn unlock(&self, id: LockId, request: UnlockRequest) -> Result<(), LockError> {
+        self.with_lock(id, |shard, now, out| shard.unlock(now, id, request, out))
+    }
+
+    fn cancel(&self, id: LockId) -> Result<(), LockError> {
+        self.with_lock(id, |shard, now, out| shard.cancel(now, id, out))
+    }
+}

@@ -1,0 +1,48 @@
+//! What a shard shows of itself.
+
+use super::Shard;
+use super::local::Place;
+use crate::dump::{ElsewhereDump, ResourceDump};
+use crate::wire::Operation;
+
+impl Shard {
+    /// Adds this shard's resources, locks and what its recovery waits for.
+    pub(crate) fn dump(
+        &self,
+        resources: &mut Vec<ResourceDump>,
+        elsewhere: &mut Vec<ElsewhereDump>,
+        recovery: &mut Vec<String>,
+    ) {
+        for (name, mastered) in &self.masters {
+            if mastered.resource.locks().next().is_some() || !mastered.resource.assumed().is_empty() {
+                resources.push(ResourceDump::of(name, self.config.me, &mastered.resource));
+            }
+        }
+        for (name, local) in self.names.iter().filter(|(_, n)| n.place != Place::Here) {
+            let master = match local.place {
+                Place::At { master, .. } => Some(master),
+                _ => None,
+            };
+            for id in &local.locks {
+                let Some(lock) = self.locks.find(&id.0) else { continue };
+                let requested = lock.operations.iter().find_map(|u| match u.numbered.operation {
+                    Operation::New { mode, .. } | Operation::Convert { mode, .. } => Some(mode),
+                    _ => None,
+                });
+                let (name, granted) = (name.clone(), lock.granted);
+                elsewhere.push(ElsewhereDump { name, master, id: id.0, granted, requested });
+            }
+        }
+        if self.is_member() && !self.is_ready {
+            let missing: Vec<String> = self
+                .view
+                .members
+                .iter()
+                .filter(|m| !self.registered.contains(m))
+                .map(ToString::to_string)
+                .collect();
+            let (map, shard) = (self.map, self.config.index);
+            recovery.push(format!("shard {shard}: map {map} waits for the registration of {missing:?}"));
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! This node's own locks: what they have, what they wait for, and where their master is.
+
+use super::{Output, Shard};
+use crate::bug::Bug;
+use crate::machine::value::{Transfer, transfer};
+use crate::machine::{self, LockKey};
+use crate::wire::{Generation, Message, Numbered, Operation};
+use crate::{
+    Completion, ConvertRequest, FencingToken, Flags, LockError, LockId, LockName, LockRequest, Mode, Range,
+    UnlockRequest, ValueBlock,
+};
+use quorate_membership::{Epoch, Identity};
+use std::collections::BTreeSet;
+
+/// Where a name's master is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The directory is being asked; it should not name this mastership again.
+    Looking { stale: Option<Generation> },
+    /// Here.
+    Here,
+    /// There.
+    At { master: Identity, generation: Generation },
+    /// Its master is gone; our locks are registered with the owner of its bucket, who will say.
+    Recovering,
+}
+
+/// A name on which this node has or wants locks.
+#[derive(Clone, Debug)]
+pub(super) struct LocalName {
+    pub(super) place: Place,
+    pub(super) locks: BTreeSet<LockId>,
+}
+
+/// An operation without an answer.
+#[derive(Clone, Debug)]
+pub(super) struct Underway {
+    pub(super) numbered: Numbered,
+    /// Given to the master that `place` names.
+    pub(super) is_sent: bool,
+    /// The first map for which it was registered.
+    pub(super) since: Option<Epoch>,
+}
+
+/// One lock of this node.
+#[derive(Clone, Debug)]
+pub(super) struct LocalLock {
+    pub(super) name: LockName,
+    pub(super) owner: u64,
+    pub(super) range: Range,
+    pub(super) granted: Option<Mode>,
+    pub(super) token: FencingToken,
+    pub(super) recovery: bool,
+    pub(super) value: Option<ValueBlock>,
+    pub(super) value_sequence: u64,
+    pub(super) value_invalid: bool,
+    pub(super) value_fresh: bool,
+    pub(super) value_clean: bool,
+    pub(super) operations: Vec<Underway>,
+    next_op: u32,
+}
+
+impl Shard {
+    /// A new lock with a number that was never used before.
+    ///
+    /// # Errors
+    /// See [`LockError`]; nothing changed.
+    pub(crate) fn request(
+        &mut self,
+        now: quorate_membership::Instant,
+        id: LockId,
+        request: LockRequest,
+        out: &mut Vec<Output>,
+    ) -> Result<(), LockError> {
+        self.now = now;
+        machine::check_request(&request)?;
+        if !self.is_member() || self.leaving.is_some() {
+            return Err(LockError::Stopped);
+        }
+        let LockRequest { name, mode, range, flags, owner } = request;
+        let lock = LocalLock {
+            name: name.clone(),
+            owner,
+            range,
+            granted: None,
+            token: FencingToken::default(),
+            recovery: false,
+            value: None,
+            value_sequence: 0,
+            value_invalid: false,
+            value_fresh: false,
+            value_clean: false,
+            operations: Vec::with_capacity(1),
+            next_op: 0,
+        };
+        self.locks.insert(id.0, lock);
+        self.lock_count += 1;
+        if let Some(local) = self.names.get_mut(&name) {
+            local.locks.insert(id);
+        } else {
+            let is_here = self.masters.contains_key(&name);
+            let place = if is_here { Place::Here } else { Place::Looking { stale: None } };
+            self.names.insert(name.clone(), LocalName { place, locks: [id].into() });
+            if !is_here {
+                self.look_up(&name, None, out);
+            }
+        }
+        self.start(id, Operation::New { mode, range, flags, owner }, out);
+        self.drain(out);
+        Ok(())
+    }
+
+    /// Another mode.
+    ///
+    /// # Errors
+    /// See [`LockError`]; nothing changed.
+    pub(crate) fn convert(
+        &mut self,
+        now: quorate_membership::Instant,
+        id: LockId,
+        request: ConvertRequest,
+        out: &mut Vec<Output>,
+    ) -> Result<(), LockError> {
+        self.now = now;
+        let lock = self.locks.find(&id.0).ok_or(LockError::NotFound)?;
+        let granted = lock.granted.filter(|_| lock.operations.is_empty()).ok_or(LockError::Busy)?;
+        machine::check_convert(granted, &request, self.config.value_bytes)?;
+        let ConvertRequest { mode, flags, value } = request;
+        self.start(id, Operation::Convert { mode, flags, value }, out);
+        self.drain(out);
+        Ok(())
+    }
+
+    /// The end of a lock.
+    ///
+    /// # Errors
+    /// See [`LockError`]; nothing changed.
+    pub(crate) fn unlock(
+        &mut self,
+        now: quorate_membership::Instant,
+        id: LockId,
+        request: UnlockRequest,
+        out: &mut Vec<Output>,
+    ) -> Result<(), LockError> {
+        self.now = now;
+        let lock = self.locks.find(&id.0).ok_or(LockError::NotFound)?;
+        machine::check_unlock(lock.granted, &request, self.config.value_bytes)?;
+        if lock.operations.iter().any(|o| matches!(o.numbered.operation, Operation::Unlock { .. })) {
+            return Err(LockError::Busy);
+        }
+        if lock.granted.is_none() && lock.operations.iter().all(Underway::is_untold) {
+            self.end(id);
+            out.push(Output::Done { id, completion: Completion::Unlocked });
+            return Ok(());
+        }
+        let UnlockRequest { flags, value } = request;
+        self.start(id, Operation::Unlock { flags, value }, out);
+        self.drain(out);
+        Ok(())
+    }
+
+    /// Withdraws what a lock waits for.
+    ///
+    /// # Errors
+    /// See [`LockError`]; nothing changed.
+    pub(crate) fn cancel(
+        &mut self,
+        now: quorate_membership::Instant,
+        id: LockId,
+        out: &mut Vec<Output>,
+    ) -> Result<(), LockError> {
+        self.now = now;
+        let lock = self.locks.find_mut(&id.0).ok_or(LockError::NotFound)?;
+        let [only] = lock.operations.as_slice() else { return Ok(()) };
+        if matches!(only.numbered.operation, Operation::Unlock { .. }) {
+            return Ok(());
+        }
+        if only.is_untold() {
+            let op = only.numbered.op;
+            self.apply_done(id, op, Completion::Cancelled, 0, out);
+            return Ok(());
+        }
+        self.start(id, Operation::Cancel, out);
+        self.drain(out);
+        Ok(())
+    }
+
+    /// Numbers an operation and gives it to the master, if that is known.
+    fn start(&mut self, id: LockId, operation: Operation, out: &mut Vec<Output>) {
+        let Some(lock) = self.locks.find_mut(&id.0) else { return };
+        lock.next_op += 1;
+        let numbered = Numbered { op: lock.next_op, operation };
+        lock.operations.push(Underway { numbered, is_sent: false, since: None });
+        self.pass_on(id, out);
+    }
+
+    /// Gives the master those operations of a lock that it has not got.
+    pub(super) fn pass_on(&mut self, id: LockId, out: &mut Vec<Output>) {
+        if self.has_bug(Bug::StopEverything) && !self.is_ready {
+            return;
+        }
+        let Some(name) = self.locks.find(&id.0).map(|l| l.name.clone()) else { return };
+        let Some(place) = self.names.get(&name).map(|n| n.place) else { return };
+        let is_here = match place {
+            Place::Here => true,
+            Place::At { .. } => false,
+            Place::Looking { .. } | Place::Recovering => return,
+        };
+        let mut due = Vec::new();
+        if let Some(lock) = self.locks.find_mut(&id.0) {
+            for underway in lock.operations.iter_mut().filter(|u| u.is_untold()) {
+                underway.is_sent = true;
+                due.push(underway.numbered.clone());
+            }
+        }
+        for numbered in due {
+            if is_here {
+                self.operate(&name, LockKey { node: self.config.me, id }, numbered, out);
+            } else if let Place::At { master, generation } = place {
+                self.send(master, Message::Operate { name: name.clone(), generation, id, numbered }, out);
+            }
+        }
+    }
+
+    /// The same for all locks on a name.
+    pub(super) fn pass_on_all(&mut self, name: &LockName, out: &mut Vec<Output>) {
+        let locks: Vec<LockId> = self.names.get(name).into_iter().flat_map(|n| n.locks.clone()).collect();
+        for id in locks {
+            self.pass_on(id, out);
+        }
+    }
+
+    pub(super) fn is_looking(&self, name: &LockName) -> bool {
+        self.names.get(name).is_some_and(|n| matches!(n.place, Place::Looking { .. }))
+    }
+
+    pub(super) fn is_from_master(&self, from: Identity, id: LockId) -> bool {
+        let place = self.locks.find(&id.0).and_then(|l| self.names.get(&l.name)).map(|n| n.place);
+        matches!(place, Some(Place::At { master, .. }) if master == from)
+    }
+
+    pub(super) fn on_lookup_reply(
+        &mut self,
+        map: Epoch,
+        name: LockName,
+        (master, generation): (Identity, Generation),
+        floor: u64,
+        assumed: BTreeSet<Identity>,
+        out: &mut Vec<Output>,
+    ) {
+        // Under an older map: the directory may have moved since, and was asked again.
+        if map != self.map || !self.is_looking(&name) {
+            return;
+        }
+        let is_here = master == self.config.me;
+        // It may have been rebuilt here while we asked.
+        if is_here && !self.masters.contains_key(&name) {
+            self.become_master(&name, generation, floor, &assumed);
+        }
+        let Some(local) = self.names.get_mut(&name) else { return };
+        local.place = if is_here { Place::Here } else { Place::At { master, generation } };
+        if local.locks.is_empty() {
+            self.names.remove(&name);
+        } else {
+            self.pass_on_all(&name, out);
+        }
+        self.unpark(&name, out);
+    }
+
+    pub(super) fn on_moved(
+        &mut self,
+        from: Identity,
+        name: &LockName,
+        generation: Generation,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(local) = self.names.get_mut(name) else { return };
+        if local.place != (Place::At { master: from, generation }) {
+            return;
+        }
+        local.place = Place::Looking { stale: Some(generation) };
+        for id in local.locks.clone() {
+            if let Some(lock) = self.locks.find_mut(&id.0) {
+                for underway in &mut lock.operations {
+                    underway.is_sent = false;
+                }
+            }
+        }
+        self.look_up(name, Some(generation), out);
+    }
+
+    /// An answer of the master.
+    pub(super) fn apply_done(
+        &mut self,
+        id: LockId,
+        op: u32,
+        completion: Completion,
+        value_sequence: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(lock) = self.locks.find_mut(&id.0) else { return };
+        let Some(at) = lock.operations.iter().position(|u| u.numbered.op == op) else { return };
+        let underway = lock.operations.remove(at);
+        if let Completion::Granted(grant) = &completion {
+            lock.grant(&underway.numbered.operation, grant, value_sequence);
+        }
+        // A cancel has no answer of its own: it ends with what it was for.
+        while lock.operations.first().is_some_and(|u| u.numbered.operation == Operation::Cancel) {
+            lock.operations.remove(0);
+        }
+        let is_over = completion == Completion::Unlocked || lock.granted.is_none();
+        out.push(Output::Done { id, completion });
+        if is_over {
+            self.end(id);
+        }
+    }
+
+    fn end(&mut self, id: LockId) {
+        let Some(lock) = self.locks.remove(&id.0) else { return };
+        self.lock_count -= 1;
+        if let Some(local) = self.names.get_mut(&lock.name) {
+            local.locks.remove(&id);
+            // While we ask, others may know already that the answer is "you".
+            if local.locks.is_empty() && !matches!(local.place, Place::Looking { .. }) {
+                self.names.remove(&lock.name);
+            }
+        }
+    }
+
+    /// The mode a lock may be used in right now: what it is giving up does not count.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn usable(&self) -> Vec<(LockId, LockName, Mode, Range)> {
+        let ids: Vec<LockId> = self.names.values().flat_map(|n| n.locks.iter().copied()).collect();
+        let mut out = Vec::new();
+        for id in ids {
+            let Some(lock) = self.locks.find(&id.0) else { continue };
+            let Some(mut mode) = lock.granted else { continue };
+            let mut is_ending = false;
+            for underway in &lock.operations {
+                match &underway.numbered.operation {
+                    Operation::Unlock { .. } => is_ending = true,
+                    Operation::Convert { mode: to, .. } if mode.is_covering(*to) => mode = *to,
+                    // Not said which of the two it is until the answer: NL is below both.
+                    Operation::Convert { mode: to, .. } if !to.is_covering(mode) => mode = Mode::NL,
+                    _ => {}
+                }
+            }
+            if !is_ending {
+                out.push((id, lock.name.clone(), mode, lock.range));
+            }
+        }
+        out
+    }
+}
+
+impl Underway {
+    /// No master has got it in any way.
+    pub(super) fn is_untold(&self) -> bool {
+        !self.is_sent && self.since.is_none()
+    }
+}
+
+impl LocalLock {
+    fn grant(&mut self, operation: &Operation, grant: &crate::Grant, value_sequence: u64) {
+        let (flags, written) = match operation {
+            Operation::New { flags, .. } => (*flags, None),
+            Operation::Convert { flags, value, .. } => (*flags, value.as_ref()),
+            _ => (Flags::NONE, None),
+        };
+        let uses_value = flags.has(Flags::VALBLK);
+        let kept = self.value_fresh && self.granted.is_some_and(|g| Mode::CW <= g);
+        match transfer(self.granted, grant.mode) {
+            Transfer::Write if uses_value && !flags.has(Flags::IVVALBLK) => {
+                self.value = written.cloned();
+                (self.value_sequence, self.value_invalid, self.value_fresh) = (value_sequence, false, true);
+            }
+            Transfer::Read if uses_value => {
+                self.value = grant.value.clone();
+                (self.value_sequence, self.value_invalid, self.value_fresh) =
+                    (value_sequence, grant.value_invalid, true);
+            }
+            _ => self.value_fresh = kept && !flags.has(Flags::IVVALBLK),
+        }
+        self.value_clean = false;
+        self.granted = Some(grant.mode);
+        self.token = grant.token;
+        self.recovery = flags.has(Flags::RECOVERY);
+    }
+}

@@ -1,0 +1,175 @@
+//! The master's side: operations of this and other nodes on the resources that this node masters.
+
+use super::{Output, Shard, TOSS};
+use crate::LockId;
+use crate::LockName;
+use crate::bug::Bug;
+use crate::machine::{Context, Event, LockKey, Pending, Resource};
+use crate::wire::{Generation, Message, Numbered, Operation};
+use quorate_membership::{Identity, Instant};
+use std::collections::BTreeSet;
+
+/// A resource that this node masters.
+#[derive(Clone, Debug)]
+pub(super) struct Mastered {
+    pub(super) generation: Generation,
+    pub(super) resource: Resource,
+    /// Since when nobody has or wants it.
+    pub(super) unused_since: Option<Instant>,
+}
+
+impl Shard {
+    pub(super) fn on_operate(
+        &mut self,
+        from: Identity,
+        name: LockName,
+        generation: Generation,
+        id: LockId,
+        numbered: Numbered,
+        out: &mut Vec<Output>,
+    ) {
+        if self.leaving.is_some() {
+            // Frozen. The holder tells it to the next master.
+            return;
+        }
+        if self.masters.get(&name).is_some_and(|m| m.generation == generation)
+            || (self.has_bug(Bug::TakeStale) && self.masters.contains_key(&name))
+        {
+            let value_bytes = self.config.value_bytes;
+            let fits = match &numbered.operation {
+                Operation::Convert { value: Some(v), .. } | Operation::Unlock { value: Some(v), .. } => {
+                    v.len() == value_bytes
+                }
+                _ => true,
+            };
+            if fits {
+                self.operate(&name, LockKey { node: from, id }, numbered, out);
+            }
+        } else if self.is_looking(&name) {
+            // The directory may have told others before us that we master it.
+            self.parked.entry(name).or_default().push((from, generation, id, numbered));
+        } else {
+            self.send(from, Message::Moved { name, generation }, out);
+        }
+    }
+
+    /// Carries an operation out on a resource mastered here.
+    pub(super) fn operate(
+        &mut self,
+        name: &LockName,
+        key: LockKey,
+        numbered: Numbered,
+        out: &mut Vec<Output>,
+    ) {
+        let mut events = core::mem::take(&mut self.events);
+        let loses_unlock = self.has_bug(Bug::LoseUnlock) && key.node != self.config.me;
+        let cx =
+            Context { epoch: self.view.epoch, fenced: &self.passable, value_bytes: self.config.value_bytes };
+        if let Some(mastered) = self.masters.get_mut(name) {
+            let (op, resource) = (numbered.op, &mut mastered.resource);
+            let result = match numbered.operation {
+                // A repetition of what we have already: the holder did not know.
+                Operation::New { .. } if resource.find(key).is_some() => Ok(()),
+                Operation::New { mode, range, flags, owner } => {
+                    let pending = Pending { mode, flags, value: None, demoted: false, op };
+                    resource.request(&cx, key, (owner, range), pending, &mut events);
+                    Ok(())
+                }
+                Operation::Convert { mode, flags, value } => {
+                    let pending = Pending { mode, flags, value, demoted: false, op };
+                    resource.convert(&cx, key, pending, &mut events)
+                }
+                Operation::Unlock { .. } if loses_unlock => {
+                    let completion = crate::Completion::Unlocked;
+                    events.push(Event::Done { key, op, completion, value_sequence: 0 });
+                    Ok(())
+                }
+                Operation::Unlock { flags, value } => {
+                    resource.unlock(&cx, key, (flags, value, op), &mut events)
+                }
+                Operation::Cancel => resource.cancel(&cx, key, &mut events),
+            };
+            if let Err(error) = result {
+                tracing::debug!(target: "quorate_dlm", %name, node = %key.node, %error, "operation without effect");
+            }
+        }
+        self.route(name, events, out);
+    }
+
+    /// Tells the owners of locks what has become of them, and notes a resource that nobody uses any more.
+    pub(super) fn route(&mut self, name: &LockName, mut events: Vec<Event>, out: &mut Vec<Output>) {
+        for event in events.drain(..) {
+            let key = match &event {
+                Event::Done { key, .. } | Event::Blocking { key, .. } => *key,
+            };
+            let is_ours = key.node == self.config.me;
+            match event {
+                Event::Done { op, completion, value_sequence, .. } if is_ours => {
+                    self.apply_done(key.id, op, completion, value_sequence, out);
+                }
+                Event::Done { op, completion, value_sequence, .. } => {
+                    self.send(key.node, Message::Done { id: key.id, op, completion, value_sequence }, out);
+                }
+                Event::Blocking { mode, .. } if is_ours => out.push(Output::Blocking { id: key.id, mode }),
+                Event::Blocking { mode, .. } => {
+                    self.send(key.node, Message::Blocking { id: key.id, mode }, out);
+                }
+            }
+        }
+        self.events = events;
+        self.note_use(name);
+    }
+
+    fn note_use(&mut self, name: &LockName) {
+        let now = self.now;
+        let Some(mastered) = self.masters.get_mut(name) else { return };
+        if !mastered.resource.is_unused() {
+            mastered.unused_since = None;
+        } else if mastered.unused_since.is_none() {
+            mastered.unused_since = Some(now);
+            self.unused.push_back((now, name.clone()));
+        }
+    }
+
+    /// Becomes the master of a name without locks.
+    pub(super) fn become_master(
+        &mut self,
+        name: &LockName,
+        generation: Generation,
+        floor: u64,
+        assumed: &BTreeSet<Identity>,
+    ) {
+        let debtors = assumed.iter().copied().filter(|d| self.view.debtors.contains_key(d));
+        let mut resource = Resource::held(floor, debtors);
+        self.apply_stages(&mut resource);
+        self.masters.insert(name.clone(), Mastered { generation, resource, unused_since: None });
+        self.note_use(name);
+    }
+
+    /// What parked operations were waiting for is known.
+    pub(super) fn unpark(&mut self, name: &LockName, out: &mut Vec<Output>) {
+        for (from, generation, id, numbered) in self.parked.remove(name).unwrap_or_default() {
+            self.on_operate(from, name.clone(), generation, id, numbered, out);
+        }
+    }
+
+    /// Gives up the mastery of resources that nobody has used for a while.
+    pub(super) fn on_tick(&mut self, out: &mut Vec<Output>) {
+        while let Some((since, _)) = self.unused.front()
+            && *since + TOSS <= self.now
+        {
+            let Some((since, name)) = self.unused.pop_front() else { return };
+            let is_due = self.masters.get(&name).is_some_and(|m| {
+                m.unused_since == Some(since) && m.resource.is_unused() && !self.names.contains_key(&name)
+            });
+            if !is_due || self.leaving.is_some() {
+                continue;
+            }
+            let Some(mastered) = self.masters.remove(&name) else { continue };
+            if let Some(owner) = self.owner_of(&name) {
+                let (generation, sequence) = (mastered.generation, mastered.resource.sequence());
+                self.send(owner, Message::Remove { name, generation, sequence }, out);
+            }
+        }
+    }
+}

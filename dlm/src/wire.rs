@@ -1,0 +1,317 @@
+//! The messages between lock managers.
+//!
+//! A frame is one byte of version, then postcard. Everything in it is checked before it is used: sizes here, meaning in
+//! the machine. Bytes that do not decode give an error and change nothing.
+
+use crate::{Completion, FencingToken, Flags, LockId, LockName, Mode, Range, ValueBlock};
+use quorate_membership::{Epoch, Identity};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// The version of the protocol, the first byte of each frame.
+pub(crate) const VERSION: u8 = 1;
+/// The largest frame, in bytes.
+pub(crate) const FRAME_BYTES_MAX: usize = 256 * 1024;
+/// The most names or locks in one message; a list that is longer is sent in pieces.
+pub(crate) const ITEMS_MAX: usize = 128;
+/// The largest value block, in bytes.
+pub(crate) const VALUE_BYTES_MAX: usize = 256;
+/// The most operations that are under way on one lock: one, a cancel of it, and an unlock.
+pub(crate) const OPERATIONS_MAX: usize = 4;
+
+/// A mastership of a resource: the higher one is the later one (R15).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Generation {
+    /// The bucket map under which the directory gave it.
+    pub(crate) map: Epoch,
+    /// Counts within the bucket's life under that map.
+    pub(crate) number: u64,
+}
+
+/// What is asked of a lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Operation {
+    /// A new lock.
+    New { mode: Mode, range: Range, flags: Flags, owner: u64 },
+    /// Another mode.
+    Convert { mode: Mode, flags: Flags, value: Option<ValueBlock> },
+    /// The end.
+    Unlock { flags: Flags, value: Option<ValueBlock> },
+    /// Withdraw what the lock waits for.
+    Cancel,
+}
+
+/// An operation with its number at the holder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Numbered {
+    pub(crate) op: u32,
+    pub(crate) operation: Operation,
+}
+
+/// A lock as its holder tells it to a new master.
+///
+/// An operation without an answer is told beside the mode it started from, never as done (R13).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Relock {
+    pub(crate) name: LockName,
+    pub(crate) id: LockId,
+    pub(crate) owner: u64,
+    pub(crate) range: Range,
+    pub(crate) granted: Option<Mode>,
+    pub(crate) token: FencingToken,
+    /// Granted in passing through a hold: proves nothing about what the dead node has.
+    pub(crate) recovery: bool,
+    /// The holder's copy of the value block, if it uses it, and how often that was written.
+    pub(crate) value: Option<ValueBlock>,
+    pub(crate) value_sequence: u64,
+    pub(crate) value_invalid: bool,
+    /// The copy was the newest when the mode in force was granted, and nobody could write since.
+    pub(crate) value_fresh: bool,
+    /// The copy was sent by a master that left cleanly, with this lock in force: it is the resource's.
+    pub(crate) value_clean: bool,
+    pub(crate) operations: Vec<Numbered>,
+}
+
+/// What the previous owner of a bucket knows of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BucketState {
+    pub(crate) bucket: u16,
+    pub(crate) floor: u64,
+    pub(crate) holds: BTreeSet<Identity>,
+    pub(crate) names: Vec<(LockName, BTreeSet<Identity>)>,
+}
+
+/// A message from a shard of one node to the same shard of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// Who masters the name? Asks the directory; an unmastered one becomes the asker's.
+    Lookup { name: LockName, stale: Option<Generation> },
+    /// This one does. If it is you: grants continue after `floor`, and these failed lives may have it.
+    LookupReply {
+        name: LockName,
+        master: Identity,
+        generation: Generation,
+        floor: u64,
+        assumed: BTreeSet<Identity>,
+    },
+    /// I do not master the name any more; the number of its last grant.
+    Remove { name: LockName, generation: Generation, sequence: u64 },
+    /// An operation on a lock, for the master.
+    Operate { name: LockName, generation: Generation, id: LockId, numbered: Numbered },
+    /// I am not the master of that generation: look again (R15).
+    Moved { name: LockName, generation: Generation },
+    /// An operation ended.
+    Done { id: LockId, op: u32, completion: Completion, value_sequence: u64 },
+    /// The lock blocks somebody.
+    Blocking { id: LockId, mode: Mode },
+    /// My part of a bucket map: names that I master in buckets that came to you, locks whose master is gone, and what
+    /// I know of buckets that were mine. `last`: nothing more comes for this map.
+    Register {
+        mastered: Vec<(LockName, Generation, u64)>,
+        locks: Vec<Relock>,
+        buckets: Vec<BucketState>,
+        last: bool,
+    },
+    /// I master this name now, from what was registered for the map.
+    Remastered { name: LockName, generation: Generation, map: Epoch },
+    /// Your registered locks were not taken, the name has a master: look again.
+    Elsewhere { name: LockName },
+    /// I am leaving and have frozen what I master: value blocks of your locks as they are for good. `last`: answer.
+    Leaving { values: Vec<(LockId, Option<ValueBlock>, u64, bool)>, last: bool },
+    /// Everything you sent before `Leaving` has arrived.
+    LeavingAck,
+}
+
+/// A message with its address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Frame {
+    /// The lockspace: the hash of its name.
+    pub(crate) space: u64,
+    pub(crate) shard: u8,
+    /// The sender's bucket map.
+    pub(crate) map: Epoch,
+    /// Size of value blocks and weakest hold: all members must agree.
+    pub(crate) options: (u16, Option<Mode>),
+    pub(crate) message: Message,
+}
+
+/// Why a frame was not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error("a frame of {0} bytes is above the limit")]
+    TooLarge(usize),
+    #[error("a frame of protocol version {0:?}, this node speaks {VERSION}")]
+    Version(Option<u8>),
+    #[error("a frame that does not decode")]
+    Malformed,
+    #[error("a frame with {0} beyond its limit")]
+    Limit(&'static str),
+}
+
+impl Frame {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let start = vec![VERSION];
+        // Serialising plain data into memory cannot fail.
+        postcard::to_extend(self, start).unwrap_or_default()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if FRAME_BYTES_MAX < bytes.len() {
+            return Err(WireError::TooLarge(bytes.len()));
+        }
+        let (version, rest) = bytes.split_first().ok_or(WireError::Version(None))?;
+        if *version != VERSION {
+            return Err(WireError::Version(Some(*version)));
+        }
+        let (frame, rest): (Self, _) = postcard::take_from_bytes(rest).map_err(|_| WireError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(WireError::Malformed);
+        }
+        frame.message.check()?;
+        Ok(frame)
+    }
+}
+
+fn check_value(value: Option<&ValueBlock>) -> Result<(), WireError> {
+    match value {
+        Some(v) if VALUE_BYTES_MAX < v.len() => Err(WireError::Limit("a value block")),
+        _ => Ok(()),
+    }
+}
+
+impl Operation {
+    fn check(&self) -> Result<(), WireError> {
+        match self {
+            Self::New { range, .. } if range.end < range.start => Err(WireError::Limit("a range")),
+            Self::Convert { value, .. } | Self::Unlock { value, .. } => check_value(value.as_ref()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Message {
+    fn check(&self) -> Result<(), WireError> {
+        match self {
+            Self::Operate { numbered, .. } => numbered.operation.check(),
+            Self::Done { completion: Completion::Granted(grant), .. } => check_value(grant.value.as_ref()),
+            Self::Register { mastered, locks, buckets, .. } => {
+                let names: usize = buckets.iter().map(|b| b.names.len()).sum();
+                if [mastered.len(), locks.len(), buckets.len(), names].iter().any(|n| ITEMS_MAX < *n) {
+                    return Err(WireError::Limit("a list"));
+                }
+                for lock in locks {
+                    check_value(lock.value.as_ref())?;
+                    if OPERATIONS_MAX < lock.operations.len() || lock.range.end < lock.range.start {
+                        return Err(WireError::Limit("a lock"));
+                    }
+                    for numbered in &lock.operations {
+                        numbered.operation.check()?;
+                    }
+                }
+                Ok(())
+            }
+            Self::Leaving { values, .. } => {
+                if ITEMS_MAX < values.len() {
+                    return Err(WireError::Limit("a list"));
+                }
+                values.iter().try_for_each(|(_, value, ..)| check_value(value.as_ref()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use quorate_membership::{Incarnation, NodeId};
+
+    fn frame(message: Message) -> Frame {
+        Frame { space: 7, shard: 3, map: Epoch(9), options: (32, Some(Mode::EX)), message }
+    }
+
+    fn sample() -> Vec<Frame> {
+        let name = LockName::new(b"a name").unwrap();
+        let who = Identity::new(NodeId(3), Incarnation(4));
+        let generation = Generation { map: Epoch(4), number: 17 };
+        let numbered = Numbered {
+            op: 3,
+            operation: Operation::Convert { mode: Mode::NL, flags: Flags::VALBLK, value: Some(vec![1; 32]) },
+        };
+        let lock = Relock {
+            name: name.clone(),
+            id: LockId(9),
+            owner: 1,
+            range: Range::ALL,
+            granted: Some(Mode::EX),
+            token: FencingToken { epoch: 4, sequence: 8 },
+            recovery: false,
+            value: Some(vec![2; 32]),
+            value_sequence: 2,
+            value_invalid: false,
+            value_fresh: true,
+            value_clean: false,
+            operations: vec![numbered.clone()],
+        };
+        let bucket = BucketState {
+            bucket: 3,
+            floor: 9,
+            holds: [who].into(),
+            names: vec![(name.clone(), [who].into())],
+        };
+        vec![
+            frame(Message::Lookup { name: name.clone(), stale: Some(generation) }),
+            frame(Message::Operate { name: name.clone(), generation, id: LockId(1), numbered }),
+            frame(Message::Register {
+                mastered: vec![(name, generation, 5)],
+                locks: vec![lock],
+                buckets: vec![bucket],
+                last: true,
+            }),
+            frame(Message::Leaving { values: vec![(LockId(2), Some(vec![0; 32]), 1, false)], last: true }),
+        ]
+    }
+
+    #[test]
+    fn frames_come_back_as_they_were_sent() {
+        for frame in sample() {
+            assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
+        }
+    }
+
+    #[test]
+    fn another_version_and_trailing_bytes_are_refused() {
+        let mut bytes = sample()[0].encode();
+        bytes.push(0);
+        assert_eq!(Frame::decode(&bytes), Err(WireError::Malformed));
+        bytes[0] = 2;
+        assert_eq!(Frame::decode(&bytes), Err(WireError::Version(Some(2))));
+        assert_eq!(Frame::decode(&[]), Err(WireError::Version(None)));
+        assert_eq!(
+            Frame::decode(&vec![1; FRAME_BYTES_MAX + 1]),
+            Err(WireError::TooLarge(FRAME_BYTES_MAX + 1))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_give_an_error_or_a_frame_within_limits(
+            which in 0usize..4,
+            at in 0usize..400,
+            byte: u8,
+            noise in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let mut bytes = sample()[which].encode();
+            if let Some(b) = bytes.get_mut(at) {
+                *b = byte;
+            }
+            if let Ok(frame) = Frame::decode(&bytes) {
+                prop_assert!(frame.message.check().is_ok());
+            }
+            let mut hostile = vec![VERSION];
+            hostile.extend(noise);
+            let _ = Frame::decode(&hostile);
+        }
+    }
+}
