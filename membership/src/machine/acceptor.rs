@@ -76,7 +76,8 @@ impl Member {
 
     /// A record was installed: perhaps one that arrived too early is the next one now.
     pub(super) fn take_early(&mut self) {
-        if self.early.as_ref().is_some_and(|(_, _, view)| view.epoch <= self.epoch().next())
+        if self.stopped.is_none()
+            && self.early.as_ref().is_some_and(|(_, _, view)| view.epoch <= self.epoch().next())
             && let Some((from, ballot, view)) = self.early.take()
             && view.epoch == self.epoch().next()
         {

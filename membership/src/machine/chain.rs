@@ -1,6 +1,7 @@
 //! Learning: decisions arrive singly or as a chain, are checked, stored and installed in order (R4).
 
 use super::bug::bug;
+use super::change;
 use super::durable::{Durable, Record};
 use super::io::{Output, StopReason};
 use super::member::Member;
@@ -129,6 +130,7 @@ impl Member {
     pub(super) fn install(&mut self, decision: Decision, jumped: bool) {
         let before = self.tip.clone();
         let view = Arc::new(decision.view.clone());
+        change::check(&view);
         let was_in = self.is_member();
         let token = self.write(Record::Decided(Box::new(decision.clone())), true);
         self.after(token, Then::Stored(view.epoch));

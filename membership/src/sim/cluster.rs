@@ -10,7 +10,7 @@ use crate::machine::{
     Bug, Config, ControlMsg, Durable, Event, Input, Member, Output, Peer, RequestId, StopReason, Token,
 };
 use crate::{
-    ClusterId, Decision, Identity, Incarnation, Instant, NodeId, Request, RequestError, Rng, Role,
+    ClusterId, Decision, Epoch, Identity, Incarnation, Instant, NodeId, Request, RequestError, Rng, Role,
     RosterEntry, StateId, View,
 };
 use core::time::Duration;
@@ -61,6 +61,8 @@ pub enum Happening {
         node: NodeId,
         /// In which life.
         life: Identity,
+        /// In which process: a lost state directory counts its lives from one again.
+        process: u64,
         /// The record.
         view: Arc<View>,
         /// Whether records before it were left out.
@@ -196,6 +198,33 @@ impl Cluster {
     /// What happened since this was asked last.
     pub fn take_happenings(&mut self) -> Vec<Happening> {
         core::mem::take(&mut self.happenings)
+    }
+
+    /// What happened since it was taken last; it stays there.
+    #[must_use]
+    pub fn peek_happenings(&self) -> &[Happening] {
+        &self.happenings
+    }
+
+    /// When the next event happens.
+    #[must_use]
+    pub fn next_at(&self) -> Option<Instant> {
+        self.schedule.next_at()
+    }
+
+    /// Moves virtual time to `at` if nothing is to happen before.
+    pub fn advance_to(&mut self, at: Instant) {
+        if self.schedule.next_at().is_none_or(|next| at <= next) {
+            self.schedule.advance_to(at);
+        }
+    }
+
+    /// The decision of one epoch as kept on this host's machine or disk.
+    #[must_use]
+    pub fn decision(&self, node: NodeId, epoch: Epoch) -> Option<Decision> {
+        let host = self.nodes.get(&node)?;
+        let disk = host.machine.as_ref().map_or(&host.disk, Member::durable);
+        disk.chain.iter().rev().find(|d| d.view.epoch == epoch).cloned()
     }
 
     /// The chain that is kept on this host's machine or disk.
@@ -428,7 +457,8 @@ impl Cluster {
                 }
             }
             Output::Installed { view, jumped } => {
-                self.happenings.push(Happening::Installed { node, life, view, jumped });
+                let process = self.nodes.get(&node).map_or(0, |h| h.process);
+                self.happenings.push(Happening::Installed { node, life, process, view, jumped });
             }
             Output::RequestDone { id, result } => {
                 self.happenings.push(Happening::Done { life, id, result });

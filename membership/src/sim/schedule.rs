@@ -43,6 +43,12 @@ impl<E> Schedule<E> {
         Some((at, event))
     }
 
+    /// Moves the time forward, at most to the next event.
+    pub fn advance_to(&mut self, at: Instant) {
+        let at = self.next_at().map_or(at, |next| next.min(at));
+        self.now = self.now.max(at);
+    }
+
     /// When the next event happens.
     #[must_use]
     pub fn next_at(&self) -> Option<Instant> {

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test binary: a panic is a failure")]
 
+mod invariants;
 #[cfg(feature = "driver")]
 mod node;
 #[cfg(feature = "driver")]
 mod pki;
 mod scenarios;
 mod session;
+mod simulation;
 #[cfg(feature = "driver")]
 mod temp;

@@ -97,11 +97,13 @@ impl World {
     }
 
     fn stops(&self) -> Vec<&StopReason> {
-        let stop = |h| match h {
-            &Happening::Stopped { ref reason, .. } => Some(reason),
-            _ => None,
-        };
-        self.log.iter().filter_map(|(_, h)| stop(h)).collect()
+        let mut stops = Vec::new();
+        for (_, happening) in &self.log {
+            if let Happening::Stopped { reason, .. } = happening {
+                stops.push(reason);
+            }
+        }
+        stops
     }
 }
 

@@ -1,0 +1,193 @@
+//! Random lives of clusters: faults with users at work, then calm, in which everything must heal.
+//!
+//! `QUORATE_SEEDS=A..B` or `QUORATE_SEED=N` choose other runs than the default ones.
+
+mod bugs;
+mod faults;
+mod history;
+mod users;
+
+pub(crate) use history::History;
+
+use crate::invariants;
+use faults::FaultPlan;
+use quorate_membership::machine::{Bug, Config};
+use quorate_membership::sim::{Cluster, ClusterConfig, Faults, Happening};
+use quorate_membership::{Instant, Rng};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+use users::Users;
+
+/// What a run was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    views: usize,
+    removals: usize,
+    applied: usize,
+    refused: usize,
+    fenced: usize,
+    closed: usize,
+    trace: u64,
+}
+
+/// A cluster under observation.
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) history: History,
+    checks: Vec<Box<dyn invariants::Invariant>>,
+    trace: DefaultHasher,
+    failure: Option<String>,
+}
+
+impl World {
+    fn new(config: ClusterConfig, rng: Rng) -> Self {
+        Self {
+            cluster: Cluster::new(config, rng),
+            history: History::default(),
+            checks: invariants::all(),
+            trace: DefaultHasher::new(),
+            failure: None,
+        }
+    }
+
+    /// Takes up what happened and checks every invariant.
+    pub(crate) fn look(&mut self) {
+        let news = self.cluster.take_happenings();
+        let now = self.cluster.now();
+        for happening in &news {
+            if let Happening::Installed { life, view, .. } = happening {
+                (now.0, life, view.epoch).hash(&mut self.trace);
+            }
+        }
+        self.history.take_up(&self.cluster, &news);
+        for check in &mut self.checks {
+            if let Err(what) = check.check(&self.cluster, &self.history, &news)
+                && self.failure.is_none()
+            {
+                self.failure =
+                    Some(format!("invariant {} at {} ms: {what}", check.name(), now.0 / 1_000_000));
+            }
+        }
+    }
+
+    /// Steps until `until`, looking after each step.
+    fn run_until(&mut self, until: Instant) -> Result<(), String> {
+        while self.cluster.next_at().is_some_and(|at| at <= until) {
+            self.cluster.step();
+            self.look();
+            if let Some(failure) = self.failure.take() {
+                return Err(failure);
+            }
+        }
+        self.cluster.advance_to(until);
+        Ok(())
+    }
+}
+
+/// One run. `Err` says what was violated.
+pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Result<Report, String> {
+    let mut rng = Rng::new(seed);
+    let voters = *rng.pick(&[3, 3, 3, 4, 5]).unwrap();
+    let observers = u32::from(rng.chance_ppm(250_000));
+    let config = ClusterConfig {
+        machine: Config { stage_deadline: Duration::from_secs(8), ..Config::lan() },
+        voters,
+        observers,
+        faults: Faults::drawn(&mut rng),
+        slow_sync_ppm: *rng.pick(&[0, 0, 1_000, 50_000]).unwrap(),
+        supervised: true,
+        bug,
+    };
+    let mut world = World::new(config, rng.child());
+    let mut users = Users::new(rng.child());
+    let mut faults = FaultPlan::new(rng.child());
+    world.cluster.start_all();
+
+    // Phase 1: faults, and users that ask for all kinds of changes.
+    let end = Instant(0) + rng.duration(Duration::from_secs(10), Duration::from_secs(40));
+    while world.cluster.now() < end {
+        let next = world.cluster.now() + rng.duration(Duration::from_millis(5), Duration::from_millis(150));
+        world.run_until(next)?;
+        users.work(&mut world);
+        faults.strike(&mut world);
+    }
+
+    // Phase 2: no faults. All must be one quorate cluster again, serve, and pay every debt.
+    faults.stop(&mut world);
+    let end = world.cluster.now() + Duration::from_secs(120);
+    let mut healed = None;
+    while world.cluster.now() < end && healed.is_none() {
+        let next = world.cluster.now() + Duration::from_millis(50);
+        world.run_until(next)?;
+        users.clean_up(&mut world);
+        if world.history.is_healed(&world.cluster) {
+            healed = Some(world.cluster.now());
+        }
+    }
+    if healed.is_none() {
+        return Err(format!("liveness: not healed: {}", world.history.state_of(&world.cluster)));
+    }
+    let mut report = world.history.report();
+    report.trace = world.trace.finish();
+    Ok(report)
+}
+
+fn seeds() -> Vec<u64> {
+    let number = |text: &str| text.trim().parse::<u64>().unwrap();
+    if let Ok(seed) = std::env::var("QUORATE_SEED") {
+        return vec![number(&seed)];
+    }
+    match std::env::var("QUORATE_SEEDS") {
+        Ok(range) => {
+            let (from, to) = range.split_once("..").unwrap();
+            (number(from)..number(to)).collect()
+        }
+        Err(_) => (0..200).collect(),
+    }
+}
+
+/// Runs one seed; panics of the machines' own asserts count as failures too.
+pub(crate) fn attempt(seed: u64, bug: Option<Bug>) -> Result<Report, String> {
+    catch_unwind(AssertUnwindSafe(|| run(seed, bug))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(format!("assert: {}", text.unwrap_or_default()))
+    })
+}
+
+#[test]
+fn invariants_hold_on_every_seed_and_every_run_heals() {
+    let mut total = Report::default();
+    let mut failed = Vec::new();
+    for seed in seeds() {
+        match attempt(seed, None) {
+            Ok(report) => {
+                assert!(5 < report.views, "seed {seed} did no work: {report:?}");
+                total.views += report.views;
+                total.removals += report.removals;
+                total.applied += report.applied;
+                total.refused += report.refused;
+                total.fenced += report.fenced;
+                total.closed += report.closed;
+            }
+            Err(what) => {
+                println!("seed {seed}: {what}\nreplay: cargo xtask sim membership --seed {seed}");
+                failed.push(seed);
+            }
+        }
+    }
+    println!("{total:?}");
+    assert!(failed.is_empty(), "failing seeds: {failed:?}");
+    assert!(
+        0 < total.applied && 0 < total.removals && 0 < total.closed,
+        "a run that does nothing proves nothing"
+    );
+}
+
+#[test]
+fn a_seed_gives_the_same_run_twice() {
+    for seed in [3, 4] {
+        assert_eq!(attempt(seed, None), attempt(seed, None));
+    }
+}
