@@ -79,7 +79,7 @@ impl OpenExport {
     }
 }
 
-async fn run(export: Arc<OpenExport>) {
+async fn run(mut export: Arc<OpenExport>) {
     loop {
         let result = export.device.flush().await;
         if let Err(error) = &result {
@@ -88,13 +88,22 @@ async fn run(export: Arc<OpenExport>) {
         let mut sync = export.lock();
         let answered = sync.gate.end(result.is_ok());
         let verifier = sync.gate.verifier();
-        for (_, tell) in sync.waiting.extract_if(.., |(ticket, _)| *ticket <= answered) {
+        let told: Vec<Waiter> = sync.waiting.extract_if(.., |(ticket, _)| *ticket <= answered).collect();
+        let again = sync.gate.is_wanted(answered);
+        if again {
+            assert!(sync.gate.begin(), "only one task syncs an export");
+        }
+        drop(sync);
+        let kept = again.then(|| Arc::clone(&export));
+        // Before anybody hears of it: whoever waits for the last sync may rely on the device being free.
+        drop(export);
+        for (_, tell) in told {
             // A connection that has ended does not wait.
             let _ = tell.send((result.clone(), verifier));
         }
-        if !sync.gate.is_wanted(answered) {
-            return;
+        match kept {
+            Some(kept) => export = kept,
+            None => return,
         }
-        assert!(sync.gate.begin(), "only one task syncs an export");
     }
 }

@@ -13,7 +13,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 const RECORD_FILE: &str = "fence";
 
@@ -108,6 +108,7 @@ enum Event {
     Hello(ConnectionId, NodeId, Hello, Arc<ConnectionGate>, oneshot::Sender<Answer>),
     Machine(Input),
     Status(oneshot::Sender<FenceStatus>),
+    Stop,
 }
 
 /// The fence of a running server.
@@ -115,6 +116,8 @@ enum Event {
 pub(crate) struct Fence {
     events: mpsc::UnboundedSender<Event>,
     drained: mpsc::UnboundedSender<ConnectionId>,
+    /// Never sent on: it ends when the task has, and with it the lock on the directory.
+    ended: watch::Receiver<()>,
     lives: Arc<Mutex<BTreeMap<Identity, Arc<LifeCounter>>>>,
 }
 
@@ -144,8 +147,18 @@ impl Fence {
             call: 0,
             lives: Arc::clone(&lives),
         };
-        tokio::spawn(task.run(inbox, drains));
-        Ok((Self { events, drained, lives }, server))
+        let (running, ended) = watch::channel(());
+        tokio::spawn(async move {
+            task.run(inbox, drains).await;
+            drop(running);
+        });
+        Ok((Self { events, drained, ended, lives }, server))
+    }
+
+    /// Ends the task and releases the directory.
+    pub(crate) async fn stop(&self) {
+        let _ = self.events.send(Event::Stop);
+        let _ = self.ended.clone().changed().await;
     }
 
     pub(crate) async fn install(&self, chain: Vec<Decision>) -> Installed {
@@ -251,8 +264,8 @@ impl Task {
             };
             let event = tokio::select! {
                 event = inbox.recv() => match event {
+                    Some(Event::Stop) | None => return,
                     Some(event) => event,
-                    None => return,
                 },
                 Some(id) = drains.recv() => Event::Machine(Input::Closed(id)),
                 () = tick => Event::Machine(Input::Tick),
@@ -263,6 +276,7 @@ impl Task {
 
     fn on_event(&mut self, event: Event) {
         let input = match event {
+            Event::Stop => return,
             Event::Machine(input) => input,
             Event::Install(chain, tell) => {
                 self.call += 1;

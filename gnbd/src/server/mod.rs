@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 
 pub use export::Export;
 pub use fence::FenceOpenError;
@@ -131,6 +132,7 @@ pub struct Server {
     /// One permit per connection that may be open.
     slots: Arc<Semaphore>,
     slots_max: u32,
+    listening: Vec<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Server {
@@ -188,10 +190,11 @@ impl Server {
         });
         let slots_max = u32::from(config.connections_max.max(1));
         let slots = Arc::new(Semaphore::new(slots_max as usize));
-        for (listener, tls) in listeners {
-            tokio::spawn(accept(Arc::clone(&context), listener, tls, Arc::clone(&slots)));
-        }
-        Ok(Self { context, addresses, server, slots, slots_max })
+        let listening = listeners
+            .into_iter()
+            .map(|(l, tls)| tokio::spawn(accept(Arc::clone(&context), l, tls, Arc::clone(&slots))))
+            .collect();
+        Ok(Self { context, addresses, server, slots, slots_max, listening })
     }
 
     /// Where it listens, in the order of the configuration.
@@ -224,14 +227,24 @@ impl Server {
 
     /// Stops: takes no more requests, answers those under way, makes everything durable. Returns whether all of that was
     /// done before `deadline` was over; what was not is done as if the process had been killed.
-    pub async fn shutdown(self, deadline: Duration) -> bool {
+    ///
+    /// Afterwards the addresses, the state directory and (once their last users are gone) the devices are free.
+    pub async fn shutdown(mut self, deadline: Duration) -> bool {
         self.context.stop.send_replace(true);
+        let listening = std::mem::take(&mut self.listening);
         let work = async {
+            for task in listening {
+                // It ends by itself, or panicked: it is over in both cases.
+                let _ = task.await;
+            }
             // Every connection, and with it every operation, has ended.
             let _all = self.slots.acquire_many(self.slots_max).await;
             let mut durable = true;
             for export in self.context.exports.values() {
                 durable &= export.sync().await.0.is_ok();
+            }
+            if let Some(fence) = &self.context.fence {
+                fence.stop().await;
             }
             durable
         };

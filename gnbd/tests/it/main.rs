@@ -1,6 +1,8 @@
 //! One test binary for the crate.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+mod cluster;
+mod cluster_support;
 mod common;
 mod interop;
 mod plain;

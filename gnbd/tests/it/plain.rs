@@ -89,21 +89,9 @@ async fn acknowledged_writes_survive_a_server_that_forgets_them() {
     let client = plain_client(address, "m").await;
     client.write(0, Buf::copy_of(&[7; 8192]), WriteFlags::default()).await.unwrap();
     client.write(4096, Buf::copy_of(&[8; 4096]), WriteFlags { fua: true }).await.unwrap();
-    drop(server);
+    assert!(server.shutdown(CEILING).await);
     // Another memory: everything volatile, and here also what was durable, is gone.
-    let server = loop {
-        let config = quorate_gnbd::server::ServerConfig {
-            listen: vec![quorate_gnbd::server::Listen { address, tls: false }],
-            tls: None,
-            exports: vec![memory(16 << 20)],
-            fence: None,
-            connections_max: 8,
-        };
-        match quorate_gnbd::server::Server::start(config).await {
-            Ok(server) => break server,
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-        }
-    };
+    let server = plain_server_at(address, vec![memory(16 << 20)]).await;
     client.flush().await.unwrap();
     let back = client.read(0, Buf::zeroed(8192)).await.unwrap();
     assert!(back[..4096].iter().all(|b| *b == 7), "what was not flushed was written again");
