@@ -6,5 +6,7 @@ pub mod format;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod mkfs;
+pub mod reader;
+pub mod replay;
 
 pub use error::FsError;
