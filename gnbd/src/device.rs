@@ -120,6 +120,68 @@ pub trait BlockDevice: Send + Sync {
     ) -> impl Future<Output = Result<(), IoError>> + Send;
 }
 
+impl<T: BlockDevice + ?Sized> BlockDevice for &T {
+    fn geometry(&self) -> Geometry {
+        (**self).geometry()
+    }
+    fn read(&self, offset: u64, buf: Buf) -> impl Future<Output = Result<Buf, IoError>> + Send {
+        (**self).read(offset, buf)
+    }
+    fn write(
+        &self,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> impl Future<Output = Result<Buf, IoError>> + Send {
+        (**self).write(offset, buf, flags)
+    }
+    fn flush(&self) -> impl Future<Output = Result<(), IoError>> + Send {
+        (**self).flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> impl Future<Output = Result<(), IoError>> + Send {
+        (**self).discard(offset, len)
+    }
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> impl Future<Output = Result<(), IoError>> + Send {
+        (**self).write_zeroes(offset, len, flags)
+    }
+}
+
+impl<T: BlockDevice + ?Sized> BlockDevice for Arc<T> {
+    fn geometry(&self) -> Geometry {
+        (**self).geometry()
+    }
+    fn read(&self, offset: u64, buf: Buf) -> impl Future<Output = Result<Buf, IoError>> + Send {
+        (**self).read(offset, buf)
+    }
+    fn write(
+        &self,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> impl Future<Output = Result<Buf, IoError>> + Send {
+        (**self).write(offset, buf, flags)
+    }
+    fn flush(&self) -> impl Future<Output = Result<(), IoError>> + Send {
+        (**self).flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> impl Future<Output = Result<(), IoError>> + Send {
+        (**self).discard(offset, len)
+    }
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> impl Future<Output = Result<(), IoError>> + Send {
+        (**self).write_zeroes(offset, len, flags)
+    }
+}
+
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, IoError>> + Send + 'a>>;
 
 /// [`BlockDevice`] as a trait object, for devices that are stacked at run time. Every `BlockDevice` is one.

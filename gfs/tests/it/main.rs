@@ -4,4 +4,5 @@
 #[cfg(feature = "fuse")]
 mod fuse;
 mod mkfs;
+mod replay;
 mod tools;
