@@ -14,8 +14,6 @@ pub enum Bug {
     NoUnknownHolds,
     /// A rebuilt resource is missing the granted locks of one survivor.
     LoseRelock,
-    /// A master answers a request of an older generation as if it were its own.
-    TakeStale,
     /// Messages of failed nodes are heard.
     HearTheDead,
     /// The directory forgets how far grants were numbered.

@@ -209,6 +209,12 @@ impl Dlm {
                 ours: format!("{:?} {:?}", options.safety, options.servers),
             });
         }
+        if view.attached(&resource).any(|a| a.owner == self.me) {
+            // Left over from a join whose outcome was unknown: what was registered with it then is lost.
+            let request = Request::Detach(resource.clone());
+            let detached = self.propose_while(request, |_| true).await;
+            detached.map_err(|source| self.refused(&options.name, source))?;
+        }
         let space = self.open_space(options)?;
         let joined = self.attach(&space, options, &resource).await;
         if joined.is_err() {

@@ -2,4 +2,5 @@
 
 mod cache;
 mod scenarios;
+mod sim;
 mod support;

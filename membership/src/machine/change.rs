@@ -11,7 +11,10 @@ pub(crate) fn following(view: &View, cause: Cause) -> View {
 }
 
 /// The record after `view` without `lives`: their attachments become debts.
-pub(crate) fn remove(view: &View, lives: &BTreeSet<Identity>, cause: Cause) -> View {
+///
+/// # Panics
+/// If a member is in debt already: a broken record.
+pub fn remove(view: &View, lives: &BTreeSet<Identity>, cause: Cause) -> View {
     let mut next = following(view, cause);
     for who in lives.iter().filter(|who| view.contains(**who)) {
         next.members.remove(&who.node);
@@ -40,7 +43,10 @@ pub(crate) fn remove(view: &View, lives: &BTreeSet<Identity>, cause: Cause) -> V
 }
 
 /// The record after `view` with `lives` in it, each with its process nonce. None of their nodes may be a member.
-pub(crate) fn join(view: &View, lives: &BTreeMap<Identity, u64>) -> View {
+///
+/// # Panics
+/// If one is, or the life is not a new one (R1): a mistake of the caller.
+pub fn join(view: &View, lives: &BTreeMap<Identity, u64>) -> View {
     let mut next = following(view, Cause::Joined(lives.keys().copied().collect()));
     for (who, nonce) in lives {
         let before = next.members.insert(who.node, who.incarnation);

@@ -28,6 +28,8 @@ mod writes;
 
 #[cfg(any(test, feature = "sim"))]
 pub use bug::Bug;
+#[cfg(any(test, feature = "sim"))]
+pub use change::{join, remove};
 pub use config::{ATTACHMENTS_MAX, Config, ConfigError, REQUESTS_MAX, ROSTER_MAX, SERVERS_MAX, VOTERS_MAX};
 pub use decide::decide;
 pub use durable::{Accepted, CHAIN_KEPT_MAX, CHAIN_KEPT_MIN, Durable, Record, STATE_VERSION, StateError};

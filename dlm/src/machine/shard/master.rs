@@ -32,9 +32,7 @@ impl Shard {
             // Frozen. The holder tells it to the next master.
             return;
         }
-        if self.masters.get(&name).is_some_and(|m| m.generation == generation)
-            || (self.has_bug(Bug::TakeStale) && self.masters.contains_key(&name))
-        {
+        if self.masters.get(&name).is_some_and(|m| m.generation == generation) {
             let value_bytes = self.config.value_bytes;
             let fits = match &numbered.operation {
                 Operation::Convert { value: Some(v), .. } | Operation::Unlock { value: Some(v), .. } => {

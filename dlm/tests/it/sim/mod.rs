@@ -1,0 +1,4 @@
+//! The simulation of the distributed lock manager.
+
+mod scenarios;
+mod world;
