@@ -40,7 +40,9 @@ pub use format::{
     SystemEntropy, TextError, Uuid, UuidError, Value,
 };
 pub use locks::LockFailure;
-pub use manager::{Activation, ActiveVolume, ClusterVolumes, VolumeError, VolumeManager, VolumesConfig};
+pub use manager::{
+    Activation, ActiveVolume, ClusterVolumes, Survey, VolumeError, VolumeManager, VolumesConfig,
+};
 pub use model::{
     ChangeError, LogicalVolumeInfo, ModelError, NAME_BYTES_MAX, NewPv, PARTS_MAX, PhysicalVolume, Segment,
     SegmentKind, VolumeGroup, Writer,

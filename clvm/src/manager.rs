@@ -155,6 +155,15 @@ impl std::fmt::Debug for VolumesConfig {
     }
 }
 
+/// All that is on the devices of this node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Survey {
+    /// The newest metadata of every group.
+    pub groups: Vec<VolumeGroup>,
+    /// What is wrong with the devices and was worked around.
+    pub problems: Vec<Problem>,
+}
+
 /// Volume groups and volumes. Dropping a future gives up its answer; a change goes on to its end all the same.
 pub trait VolumeManager: Send + Sync {
     /// Makes a device a physical volume. Refused where a physical volume or a GFS2 filesystem is, unless `force`.
@@ -195,7 +204,7 @@ pub trait VolumeManager: Send + Sync {
     /// A group as it is now: what any node committed before this call is seen.
     fn group<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<VolumeGroup>, VolumeError>>;
     /// All groups on the devices here, and what is wrong with the devices.
-    fn groups(&self) -> BoxFuture<'_, Result<(Vec<VolumeGroup>, Vec<Problem>), VolumeError>>;
+    fn groups(&self) -> BoxFuture<'_, Result<Survey, VolumeError>>;
     /// Makes a volume a device of this node, under its lock.
     fn activate<'a>(
         &'a self,
@@ -648,12 +657,12 @@ impl VolumeManager for ClusterVolumes {
         Box::pin(self.finish(async move { shared.with_group(&name, async |cached| Ok(cached.group)).await }))
     }
 
-    fn groups(&self) -> BoxFuture<'_, Result<(Vec<VolumeGroup>, Vec<Problem>), VolumeError>> {
+    fn groups(&self) -> BoxFuture<'_, Result<Survey, VolumeError>> {
         let shared = Arc::clone(&self.shared);
         Box::pin(self.finish(async move {
             let work = async {
                 let scan = Scan::read(&shared.all()).await?;
-                Ok((scan.groups().into_values().collect(), scan.problems))
+                Ok(Survey { groups: scan.groups().into_values().collect(), problems: scan.problems })
             };
             shared.with_global(Mode::PR, work).await
         }))

@@ -113,7 +113,7 @@ impl MdaHeader {
             return Err(bad("it belongs elsewhere"));
         }
         let size = u64_at(bytes, 32).ok_or_else(short)?;
-        if size < 4 * RING || AREA_BYTES_MAX < size {
+        if !(4 * RING..=AREA_BYTES_MAX).contains(&size) {
             return Err(bad("its size makes no sense"));
         }
         let [committed, precommitted] = SLOTS.map(|at| {

@@ -1,1 +1,8 @@
 //! One test binary for the crate.
+
+mod cluster;
+mod corrupt;
+mod crash;
+mod data;
+mod support;
+mod tools;
