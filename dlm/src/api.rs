@@ -226,7 +226,8 @@ pub struct UnlockRequest {
     pub value: Option<ValueBlock>,
 }
 
-/// How an operation ended. Exactly one comes for every operation that was taken on.
+/// How an operation ended. Exactly one comes for every operation that was taken on; but an unlock ends what the lock
+/// was waiting for, and then only the unlock's comes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Completion {
     /// Granted, or converted.

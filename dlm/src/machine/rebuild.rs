@@ -4,7 +4,7 @@
 //! out. Where that matters, it shows: another survivor has a lock beside which the old mode cannot have been in force.
 
 use super::value::{Transfer, transfer};
-use super::{Assumed, Context, Event, Lock, LockKey, Pending, Resource};
+use super::{Assumed, Context, Event, Lock, LockKey, Pending, Resource, Value};
 use crate::wire::{Operation, Relock};
 use crate::{Completion, Flags, Grant, Mode, ValueBlock};
 use quorate_membership::Identity;
@@ -47,6 +47,8 @@ impl Resource {
             resource.value.sequence = sequence;
             resource.value.invalid = (!copies.is_valid || copies.is_spoiled) && bytes.is_some();
             resource.value.bytes = bytes;
+        } else if !debtors.is_empty() {
+            resource.value = Value::unknown(cx.value_bytes);
         }
         for debtor in debtors {
             let bounds = resource.granted.iter().chain(&resource.converting).filter(|l| !l.recovery);
@@ -170,9 +172,12 @@ impl Resource {
     }
 
     /// Fresh, for the first user of a name that `debtors` may have in any mode.
-    pub(crate) fn held(sequence: u64, debtors: impl Iterator<Item = Identity>) -> Self {
+    pub(crate) fn held(cx: &Context<'_>, sequence: u64, debtors: impl Iterator<Item = Identity>) -> Self {
         let mut resource = Self::new(sequence);
         resource.assumed = debtors.map(|d| Assumed::bounded_by(d, [].into_iter())).collect();
+        if !resource.assumed.is_empty() {
+            resource.value = Value::unknown(cx.value_bytes);
+        }
         resource
     }
 
@@ -208,6 +213,14 @@ impl Resource {
         let holds = |mode: Option<Mode>| weakest_hold.is_some_and(|weakest| Some(weakest) <= mode);
         self.granted.retain(|l| l.key.node != node || holds(l.granted));
         self.assumed.retain_mut(|a| a.debtor != node || weakest_hold.is_some_and(|w| a.keep_holds(w)));
+        if self.value.is_unknown
+            && self.assumed.is_empty()
+            && self.granted.is_empty()
+            && self.converting.is_empty()
+        {
+            // Whoever had it is gone, and the value block with the last lock: what waits begins anew.
+            self.value = Value::default();
+        }
         self.settle(cx, out);
     }
 }

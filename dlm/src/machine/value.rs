@@ -38,6 +38,8 @@ pub(crate) struct Value {
     pub(crate) invalid: bool,
     /// How often it was written.
     pub(crate) sequence: u64,
+    /// A failed node may have it, and nobody else knows it: zeros, not valid.
+    pub(crate) is_unknown: bool,
 }
 
 impl Value {
@@ -45,7 +47,13 @@ impl Value {
     pub(crate) fn write(&mut self, bytes: ValueBlock) {
         self.bytes = Some(bytes);
         self.invalid = false;
+        self.is_unknown = false;
         self.sequence += 1;
+    }
+
+    /// Of a resource that a failed node may have, and of which no survivor has a copy.
+    pub(crate) fn unknown(value_bytes: usize) -> Self {
+        Self { bytes: Some(vec![0; value_bytes]), invalid: true, sequence: 0, is_unknown: true }
     }
 
     /// Marks it as not valid. Invisible while nobody has ever written it.

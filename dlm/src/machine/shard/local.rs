@@ -145,7 +145,7 @@ impl Shard {
         self.now = now;
         let lock = self.locks.find(&id.0).ok_or(LockError::NotFound)?;
         machine::check_unlock(lock.granted, &request, self.config.value_bytes)?;
-        if lock.operations.iter().any(|o| matches!(o.numbered.operation, Operation::Unlock { .. })) {
+        if lock.is_ending() {
             return Err(LockError::Busy);
         }
         if lock.granted.is_none() && lock.operations.iter().all(Underway::is_untold) {
@@ -309,7 +309,14 @@ impl Shard {
             lock.operations.remove(0);
         }
         let is_over = completion == Completion::Unlocked || lock.granted.is_none();
-        out.push(Output::Done { id, completion });
+        // What an unlock has overtaken is not told: the lock may be somebody else's by now.
+        let is_overtaken = completion != Completion::Unlocked && lock.is_ending();
+        if !is_overtaken {
+            out.push(Output::Done { id, completion });
+        } else if is_over {
+            // The unlock that follows finds nothing any more.
+            out.push(Output::Done { id, completion: Completion::Unlocked });
+        }
         if is_over {
             self.end(id);
         }
@@ -361,6 +368,11 @@ impl Underway {
 }
 
 impl LocalLock {
+    /// Whether its unlock is under way.
+    fn is_ending(&self) -> bool {
+        self.operations.iter().any(|u| matches!(u.numbered.operation, Operation::Unlock { .. }))
+    }
+
     fn grant(&mut self, operation: &Operation, grant: &crate::Grant, value_sequence: u64) {
         let (flags, written) = match operation {
             Operation::New { flags, .. } => (*flags, None),

@@ -138,7 +138,7 @@ impl Shard {
         assumed: &BTreeSet<Identity>,
     ) {
         let debtors = assumed.iter().copied().filter(|d| self.view.debtors.contains_key(d));
-        let mut resource = Resource::held(floor, debtors);
+        let mut resource = Resource::held(&self.context(), floor, debtors);
         self.apply_stages(&mut resource);
         self.masters.insert(name.clone(), Mastered { generation, resource, unused_since: None });
         self.note_use(name);

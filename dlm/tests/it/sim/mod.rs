@@ -1,4 +1,96 @@
-//! The simulation of the distributed lock manager.
+//! The simulation of the distributed lock manager: seeds from `QUORATE_SEEDS=A..B` or `QUORATE_SEED=N`.
 
+mod run;
 mod scenarios;
-mod world;
+pub(crate) mod world;
+
+use quorate_dlm::sim::Bug;
+use run::{Summary, run};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+fn seeds(default: Range<u64>) -> Range<u64> {
+    if let Ok(one) = std::env::var("QUORATE_SEED") {
+        let seed = one.parse().expect("QUORATE_SEED is a number");
+        return seed..seed + 1;
+    }
+    let Ok(text) = std::env::var("QUORATE_SEEDS") else { return default };
+    let (from, to) = text.split_once("..").expect("QUORATE_SEEDS is A..B");
+    from.parse().expect("a number")..to.parse().expect("a number")
+}
+
+/// The message of a panic.
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?").to_owned()
+}
+
+#[test]
+fn seeds_hold_all_invariants() {
+    let mut all = Summary::default();
+    let range = seeds(0..200);
+    for seed in range.clone() {
+        match catch_unwind(AssertUnwindSafe(|| run(seed, None))) {
+            Ok(summary) => {
+                all.grants += summary.grants;
+                all.crashes += summary.crashes;
+                all.held_grants += summary.held_grants;
+                all.values += summary.values;
+                all.messages += summary.messages;
+                all.private += summary.private;
+                all.leaves += summary.leaves;
+            }
+            Err(panic) => {
+                panic!("replay: cargo xtask sim dlm --seed {seed}\n{}", message(&*panic));
+            }
+        }
+    }
+    println!("{} seeds: {all:?}", range.end - range.start);
+    if 50 <= range.end - range.start {
+        let did = [all.grants, all.crashes, all.held_grants, all.values, all.private, all.leaves];
+        assert!(did.iter().all(|n| 10 < *n), "too little was done: {all:?}");
+    }
+}
+
+/// Runs seeds with a deliberate mistake until a check sees it; the seed, and what it said.
+fn caught(bug: Bug, seeds: Range<u64>) -> Option<(u64, String)> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = seeds.into_iter().find_map(|seed| {
+        let result = catch_unwind(AssertUnwindSafe(|| run(seed, Some(bug))));
+        result.err().map(|panic| (seed, message(&*panic)))
+    });
+    std::panic::set_hook(hook);
+    found
+}
+
+#[test]
+fn every_deliberate_mistake_is_caught() {
+    let bugs = [
+        (Bug::GrantBeforeFence, "held: "),
+        (Bug::ForgetHolds, "held: "),
+        (Bug::AnswerEarly, ""),
+        (Bug::NoUnknownHolds, "held: "),
+        (Bug::LoseRelock, ""),
+        (Bug::HearTheDead, ""),
+        (Bug::ForgetFloor, "token: "),
+        (Bug::TrustEveryCopy, "value: "),
+        (Bug::LoseUnlock, ""),
+        (Bug::StopEverything, "untouched: "),
+        (Bug::NeverResend, "liveness: "),
+    ];
+    let mut missed = Vec::new();
+    for (bug, word) in bugs {
+        match caught(bug, 0..1_000) {
+            Some((seed, text)) => {
+                let first = text.lines().next().unwrap_or("");
+                println!("{bug:?}: seed {seed}: {}", first.chars().take(150).collect::<String>());
+                if !text.starts_with(word) {
+                    println!("  (expected {word})");
+                }
+            }
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+}

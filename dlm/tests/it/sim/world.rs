@@ -2,9 +2,7 @@
 //! another time. The record of views is the cluster's own code; who decides it is not simulated here.
 
 use quorate_dlm::sim::{Bug, Effect, Node};
-use quorate_dlm::{
-    Completion, ConvertRequest, LockId, LockName, LockRequest, LockspaceOptions, Mode, UnlockRequest,
-};
+use quorate_dlm::{Completion, ConvertRequest, LockId, LockRequest, LockspaceOptions, Mode, UnlockRequest};
 use quorate_membership::machine::{decide, join, remove};
 use quorate_membership::sim::Schedule;
 use quorate_membership::{
@@ -204,9 +202,7 @@ impl World {
         // The fencing coordinator and the recovery participant, in short.
         let debts: Vec<_> = self.tip().debts.clone().into_iter().collect();
         for (who, debt) in debts {
-            let Some(item) = debt.items.get(&space_id()) else { continue };
-            let done = item.fenced && item.rebuilt;
-            if done && debt.items.contains_key(&mount_id()) {
+            if debt.items.get(&mount_id()).is_some_and(|item| item.fenced && item.rebuilt) {
                 let ms = self.rng.below(200);
                 self.after(ms, Event::Replay { who });
             }
@@ -465,14 +461,5 @@ impl World {
         let (result, effects) = node.machine.cancel(now, id);
         self.carry_out(who, effects);
         result
-    }
-
-    /// Where the resource is mastered by a node that may act.
-    pub(crate) fn masters_of(&self, name: &LockName) -> Vec<Identity> {
-        self.nodes
-            .iter()
-            .filter(|(_, n)| n.machine.dump().resources.iter().any(|r| r.name == *name))
-            .map(|(w, _)| *w)
-            .collect()
     }
 }
