@@ -1,6 +1,7 @@
 //! The face of a filesystem to whoever mounts it: operations by inode number, asynchronous, with owned arguments.
 
 use crate::FsError;
+pub use crate::format::Timestamp;
 use core::time::Duration;
 use quorate_membership::BoxFuture;
 use std::sync::Arc;
@@ -31,15 +32,6 @@ pub struct Credentials {
     pub groups: Vec<u32>,
     /// Process id, for locks and displays; 0 if unknown.
     pub pid: u32,
-}
-
-/// A time stamp: seconds since 1970 rounded down, and the nanoseconds above them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp {
-    /// Seconds; negative before 1970.
-    pub sec: i64,
-    /// Nanoseconds, below 10^9.
-    pub nsec: u32,
 }
 
 /// What `stat` tells.

@@ -3,6 +3,7 @@
 mod error;
 pub mod face;
 pub mod format;
+pub mod fs;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod mkfs;

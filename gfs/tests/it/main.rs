@@ -1,6 +1,7 @@
 //! One test binary for the crate.
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
+mod fs;
 #[cfg(feature = "fuse")]
 mod fuse;
 mod mkfs;
