@@ -31,11 +31,17 @@ pub(super) type Reply = oneshot::Sender<Result<Arc<View>, RequestError>>;
 
 /// What other threads ask of the loop.
 pub(super) enum Command {
-    Request { id: RequestId, request: Request, reply: Reply },
+    Request {
+        id: RequestId,
+        request: Request,
+        reply: Reply,
+    },
     Waiting(bool),
     LinkLost(NodeId),
     CloseKey([u8; 32]),
     Abort,
+    /// The session thread is gone without having been told to go.
+    Panicked,
 }
 
 enum FromLink {
@@ -94,6 +100,7 @@ impl Control {
                 Some(packet) = packets.recv() => control.on_link(packet),
                 Some(command) = control.parts.commands.recv() => match command {
                     Command::Abort => break NodeEnd::Aborted,
+                    Command::Panicked => break NodeEnd::Panicked,
                     other => control.on_command(other),
                 },
                 Some(done) = control.parts.done.recv() => Some(match done {
@@ -192,7 +199,7 @@ impl Control {
                 self.links.values().filter(|l| l.key == key).for_each(|l| l.out.close());
                 None
             }
-            Command::Abort => None,
+            Command::Abort | Command::Panicked => None,
         }
     }
 

@@ -39,6 +39,9 @@ pub enum NodeEnd {
     /// [`Node::abort`], or the node was dropped.
     #[error("aborted")]
     Aborted,
+    /// A broken invariant, or a mistake of a service that was called: nothing here may be relied on.
+    #[error("a thread of the node panicked")]
+    Panicked,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,6 +149,19 @@ pub enum ShutdownError {
     /// It took too long, or there is no quorum. The node was aborted: the others will find it failed.
     #[error("no clean leave within the deadline: {0}")]
     Aborted(String),
+}
+
+/// Ends the life when a thread that it needs ends, however it does.
+struct EndsWith(Arc<Shared>);
+
+impl Drop for EndsWith {
+    fn drop(&mut self) {
+        self.0.sessions.set_stopped();
+        self.0.command(Command::Panicked);
+        if std::thread::panicking() {
+            self.0.lease.set(Instant(0));
+        }
+    }
 }
 
 struct Sockets {
@@ -292,6 +308,7 @@ impl Node {
             .spawn(move || {
                 let (shared, roster, peers) = lane_parts;
                 let _ = shared.lane_thread.set(std::thread::current().id());
+                let _ends = EndsWith(shared.clone());
                 lane_rt.block_on(async move {
                     let (events, mesh_events) = mpsc::channel(64);
                     let mesh = Mesh::new(me, Lane::Sessions, lane_transport, roster.clone(), events);
@@ -310,7 +327,7 @@ impl Node {
             .name("quorate-control".into())
             .spawn(move || {
                 let shared = parts_shared;
-                let end = control_rt.block_on(async {
+                let run = async {
                     let (events, mesh_events) = mpsc::channel(64);
                     let mut mesh = Mesh::new(me, Lane::Control, control_transport, roster.clone(), events);
                     if !wait_for(&mut go_control).await {
@@ -331,7 +348,12 @@ impl Node {
                         credentials: config.credentials,
                     })
                     .await
-                });
+                };
+                let run = std::panic::AssertUnwindSafe(|| control_rt.block_on(run));
+                let end = std::panic::catch_unwind(run).unwrap_or(NodeEnd::Panicked);
+                // After a panic of the loop nothing else did these.
+                shared.lease.set(Instant(0));
+                shared.to_lane(LaneInput::Stop(end.to_string()));
                 drop(control_rt);
                 let _ = storage.join();
                 let _ = lane_thread.join();
@@ -473,7 +495,10 @@ impl Membership for Node {
     }
 
     fn is_quorate(&self) -> bool {
-        self.shared.member().is_quorate(boottime())
+        let member = self.shared.member();
+        let now = boottime();
+        // The lease is the one that the end of a life takes away at once.
+        member.is_quorate(now) && self.shared.lease.is_valid(now)
     }
 
     fn lease(&self) -> Lease {

@@ -308,6 +308,8 @@ impl Lane {
         self.shared.sessions.feed(Input::LinkUp { link, peer: peer.identity(), dialled });
         let shared = self.shared.clone();
         tokio::spawn(async move {
+            // A service that panics does so in this task, and tokio would go on as if nothing had happened.
+            let _guard = PanicGuard(shared.clone());
             frames.set_limit(FRAME_BYTES_MAX);
             let lost = tokio::select! {
                 written = write_out(&queue, &mut *write) => written.is_err(),
@@ -325,8 +327,20 @@ impl Lane {
 
     fn stop(&self, reason: &str) {
         self.shared.set_quorate(false);
-        self.shared.sessions.state().stopped = true;
+        self.shared.sessions.set_stopped();
         self.shared.sessions.listeners().iter().for_each(|l| l.on_stop(reason));
+    }
+}
+
+/// Ends the life when the task that holds it panics.
+struct PanicGuard(Arc<Shared>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lease.set(Instant(0));
+            self.0.command(Command::Panicked);
+        }
     }
 }
 
@@ -336,6 +350,11 @@ pub(super) async fn wait_for(go: &mut watch::Receiver<bool>) -> bool {
 }
 
 impl SessionShared {
+    /// Nothing is taken any more.
+    pub(super) fn set_stopped(&self) {
+        self.state().stopped = true;
+    }
+
     pub(super) fn add_listener(&self, listener: Arc<dyn ViewListener>) {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
     }

@@ -1,9 +1,10 @@
 //! The thread that makes the machine's promises durable. Heartbeats never wait for it.
 
+use super::boottime;
 use super::state::StateDir;
 use crate::machine::{Record, Token};
 use crate::{Incarnation, StateId};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -24,13 +25,24 @@ pub(super) enum Done {
     Failed,
 }
 
+struct EndsWith<'a>(&'a UnboundedSender<Done>);
+
+impl Drop for EndsWith<'_> {
+    fn drop(&mut self) {
+        drop(self.0.send(Done::Failed));
+    }
+}
+
 /// Carries out orders until their sender is dropped, or the disk fails. The directory's lock ends with it.
 pub(super) fn run(mut dir: StateDir, orders: &Receiver<Order>, done: &UnboundedSender<Done>) {
+    // However this thread ends, the machine hears of it; a control loop that ended before does not care.
+    let _ends = EndsWith(done);
     while let Ok(first) = orders.recv() {
         let mut records = Vec::new();
         let mut newest = None;
         let mut next = Some(first);
         let mut urgent = false;
+        let until = boottime() + LAZY_DELAY;
         while let Some(order) = next.take() {
             match order {
                 Order::Append { token, record, lazy } => {
@@ -46,23 +58,19 @@ pub(super) fn run(mut dir: StateDir, orders: &Receiver<Order>, done: &UnboundedS
                 }
             }
             if records.len() < BATCH_MAX {
-                next = if urgent { orders.try_recv().ok() } else { lazily(orders) };
+                next = if urgent {
+                    orders.try_recv().ok()
+                } else {
+                    orders.recv_timeout(until.since(boottime())).ok()
+                };
             }
         }
         let Some(token) = newest else { continue };
         if let Err(error) = dir.append(records) {
             tracing::error!(target: "quorate_membership", %error, "the state cannot be made durable: the node stops");
-            drop(done.send(Done::Failed));
             return;
         }
         drop(done.send(Done::Persisted(token)));
-    }
-}
-
-fn lazily(orders: &Receiver<Order>) -> Option<Order> {
-    match orders.recv_timeout(LAZY_DELAY) {
-        Ok(order) => Some(order),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
     }
 }
 

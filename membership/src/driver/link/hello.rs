@@ -93,10 +93,12 @@ pub(crate) struct Me {
 
 /// The keys of the newest roster; without one yet, the cluster's CA alone decides.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RosterCheck(Arc<Mutex<Option<BTreeMap<NodeId, [u8; 32]>>>>);
+pub(crate) struct RosterCheck(Arc<Mutex<Option<Keys>>>);
+
+type Keys = BTreeMap<NodeId, [u8; 32]>;
 
 impl RosterCheck {
-    pub(crate) fn set(&self, keys: BTreeMap<NodeId, [u8; 32]>) {
+    pub(crate) fn set(&self, keys: Keys) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys);
     }
 

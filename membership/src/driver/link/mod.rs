@@ -3,6 +3,8 @@
 mod frames;
 mod hello;
 mod mesh;
+#[cfg(test)]
+mod tests;
 
 pub(super) use frames::{FrameReader, OutQueue, write_out};
 pub use hello::HelloRefusal;

@@ -1,7 +1,7 @@
 //! A cluster for a test: its CA, its directories, its nodes, and a recorder of what each of them is told.
 
 use crate::temp::TempDir;
-use quorate_membership::driver::pki::{Ca, Credentials, Issued};
+use quorate_membership::driver::pki::{Ca, Credentials, Issued, RevokedKeys};
 use quorate_membership::driver::transport::TransportKind;
 use quorate_membership::driver::{Node, NodeConfig, create_cluster};
 use quorate_membership::{
@@ -135,8 +135,8 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub(crate) struct TestCluster {
-    pub(crate) dir: TempDir,
-    pub(crate) ca: Ca,
+    dir: TempDir,
+    revoked: BTreeMap<u32, RevokedKeys>,
     issued: BTreeMap<u32, Issued>,
     addresses: BTreeMap<NodeId, Vec<SocketAddr>>,
     control: TransportKind,
@@ -155,7 +155,8 @@ impl TestCluster {
             one.save(&dir.path().join(format!("pki{n}"))).unwrap();
             issued.insert(n, one);
         }
-        let cluster = Self { dir, ca, issued, addresses: BTreeMap::new(), control, sessions };
+        let revoked = (1..=count).map(|n| (n, RevokedKeys::new())).collect();
+        let cluster = Self { dir, revoked, issued, addresses: BTreeMap::new(), control, sessions };
         let roster = cluster
             .issued
             .iter()
@@ -173,7 +174,13 @@ impl TestCluster {
     }
 
     pub(crate) fn credentials(&self, node: u32) -> Credentials {
-        Credentials::load(&self.dir.path().join(format!("pki{node}"))).unwrap()
+        let credentials = Credentials::load(&self.dir.path().join(format!("pki{node}"))).unwrap();
+        credentials.with_revoked(self.revoked(node))
+    }
+
+    /// The keys that this node refuses.
+    pub(crate) fn revoked(&self, node: u32) -> RevokedKeys {
+        self.revoked.get(&node).unwrap().clone()
     }
 
     /// The settings of a node: where it was before, and whom else we know.

@@ -1,8 +1,12 @@
 //! Nodes form a cluster, talk, fail, leave and come back, over each pair of transports.
 
 use super::cluster::{Running, SERVICE, TestCluster, block_on};
+use quorate_membership::driver::boottime;
 use quorate_membership::driver::transport::TransportKind::{self, Quic, Tcp};
-use quorate_membership::{Identity, Incarnation, Membership, NodeId, SendError, Sessions};
+use quorate_membership::{
+    Epoch, Identity, Incarnation, Membership, NodeId, SendError, ServiceId, SessionHandler, Sessions,
+};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Each sends `count` messages to each, and all arrive in order.
@@ -82,13 +86,40 @@ fn three_nodes_over_quic_alone() {
     three_nodes(Quic, Quic);
 }
 
+/// A service with a mistake.
+struct Broken;
+
+impl SessionHandler for Broken {
+    fn deliver(&self, _: Identity, _: Epoch, _: &[u8]) {
+        panic!("a mistake, on purpose");
+    }
+}
+
+#[test]
+fn a_node_whose_service_panics_ends_at_once_and_the_others_go_on() {
+    let mut cluster = TestCluster::new(2, Quic, Tcp);
+    let one = cluster.start(1);
+    one.wait_members(&[1]);
+    let two = cluster.start(2);
+    let broken = ServiceId(201);
+    two.node.register(broken, Arc::new(Broken));
+    one.wait_members(&[1, 2]);
+    two.wait_members(&[1, 2]);
+    one.node.send(two.me(), broken, vec![1]).unwrap();
+    let end = block_on(two.node.ended());
+    assert_eq!(end.to_string(), "a thread of the node panicked");
+    assert!(!two.node.lease().is_valid(boottime()));
+    assert_eq!(two.node.send(one.me(), SERVICE, vec![]), Err(SendError::Stopped));
+    assert!(!two.node.is_quorate());
+}
+
 #[test]
 fn a_lease_holds_while_the_node_runs_and_ends_with_it() {
     let mut cluster = TestCluster::new(1, Quic, Tcp);
     let one = cluster.start(1);
     one.wait_members(&[1]);
     let lease = one.node.lease();
-    assert!(one.node.is_quorate() && lease.is_valid(quorate_membership::driver::boottime()));
+    assert!(one.node.is_quorate() && lease.is_valid(boottime()));
     one.kill();
-    assert!(!lease.is_valid(quorate_membership::driver::boottime()));
+    assert!(!lease.is_valid(boottime()));
 }
