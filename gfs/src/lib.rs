@@ -1,5 +1,6 @@
 //! GFS2 in user space: the on-disk format, journals, glocks and the filesystem over a block device and a lock manager.
 
+pub mod claim;
 mod error;
 pub mod face;
 pub mod format;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 mod fs;
+mod claim;
 #[cfg(feature = "fuse")]
 mod fuse;
 mod mkfs;
