@@ -10,5 +10,6 @@ pub mod fuse;
 pub mod mkfs;
 pub mod reader;
 pub mod replay;
+pub mod rescue;
 
 pub use error::FsError;

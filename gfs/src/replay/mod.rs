@@ -14,6 +14,7 @@ mod recover;
 pub use head::find_head;
 pub use journal::Journal;
 pub use plan::{ReplayPlan, plan};
+pub(crate) use recover::statfs_of;
 pub use recover::{Recovered, add_statfs, apply, recover, write_clean_header};
 
 use crate::FsError;

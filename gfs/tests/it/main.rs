@@ -7,4 +7,5 @@ mod claim;
 mod fuse;
 mod mkfs;
 mod replay;
+mod rescue;
 mod tools;
