@@ -5,4 +5,5 @@ mod cluster;
 mod cluster_support;
 mod common;
 mod interop;
+mod kill;
 mod plain;
