@@ -5,5 +5,8 @@ mod cluster;
 mod cluster_support;
 mod common;
 mod interop;
+mod invariants;
 mod kill;
 mod plain;
+mod sim;
+mod sim_world;
