@@ -1,6 +1,9 @@
 //! The lock manager from outside: scenarios as text, the lock cache, and the simulation.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod cache;
+mod driver;
 mod invariants;
 mod scenarios;
 mod sim;

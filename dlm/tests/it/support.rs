@@ -11,7 +11,6 @@ pub(crate) struct TestRuntime {
 }
 
 impl TestRuntime {
-    #[expect(clippy::disallowed_methods, reason = "this is the tests' clock")]
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { start: tokio::time::Instant::now() })
     }

@@ -14,6 +14,7 @@ pub(crate) fn following(view: &View, cause: Cause) -> View {
 ///
 /// # Panics
 /// If a member is in debt already: a broken record.
+#[cfg_attr(not(any(test, feature = "sim")), expect(unreachable_pub, reason = "public for simulators"))]
 pub fn remove(view: &View, lives: &BTreeSet<Identity>, cause: Cause) -> View {
     let mut next = following(view, cause);
     for who in lives.iter().filter(|who| view.contains(**who)) {
@@ -46,6 +47,7 @@ pub fn remove(view: &View, lives: &BTreeSet<Identity>, cause: Cause) -> View {
 ///
 /// # Panics
 /// If one is, or the life is not a new one (R1): a mistake of the caller.
+#[cfg_attr(not(any(test, feature = "sim")), expect(unreachable_pub, reason = "public for simulators"))]
 pub fn join(view: &View, lives: &BTreeMap<Identity, u64>) -> View {
     let mut next = following(view, Cause::Joined(lives.keys().copied().collect()));
     for (who, nonce) in lives {

@@ -1,7 +1,6 @@
 //! Leaving in order: what this node masters is frozen, its value blocks are given to the holders, and everything that
 //! was sent has arrived before the detach is proposed. Then the rest is rebuilt as after a failure, without holds (R13).
 
-use super::local::Place;
 use super::{Output, Shard};
 use crate::wire::{ITEMS_MAX, Message};
 use crate::{LockId, ValueBlock};
@@ -76,7 +75,7 @@ impl Shard {
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn is_idle(&self) -> bool {
         self.lock_count == 0
-            && self.names.values().all(|n| n.locks.is_empty() && n.place != Place::Recovering)
+            && self.names.values().all(|n| n.locks.is_empty() && n.place != super::local::Place::Recovering)
             && self.parked.values().all(Vec::is_empty)
     }
 }
