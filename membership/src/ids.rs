@@ -18,10 +18,10 @@ pub struct Incarnation(pub u64);
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The epoch that follows.
+    /// The epoch that follows. It saturates: a number from the network must not overflow, and no chain gets so far.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

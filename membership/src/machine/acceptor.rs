@@ -4,6 +4,7 @@
 //! nothing for a later epoch than E+1, and accepts nothing below B afterwards. So a leader's promises carry over from
 //! record to record (R5). It answers whether or not its process is a member.
 
+use super::change;
 use super::durable::{Accepted, Record};
 use super::member::Member;
 use super::wire::ControlMsg;
@@ -41,6 +42,9 @@ impl Member {
 
     pub(super) fn on_accept(&mut self, from: NodeId, ballot: Ballot, view: View) {
         let epoch = view.epoch;
+        if view.cluster != self.disk.cluster || change::fault(&view).is_some() {
+            return;
+        }
         if !self.is_for_next(from, epoch) {
             if self.epoch() < epoch {
                 // It overtook the decision it builds on, which is on its way most likely.

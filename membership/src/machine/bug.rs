@@ -29,8 +29,6 @@ pub enum Bug {
     TakesLateRequests,
     /// Decisions are installed with gaps (R4).
     InstallsWithGaps,
-    /// An acceptor grants leases to a life that counts by an earlier voter set (R8).
-    LeasesAcrossVoterSets,
 }
 
 /// Whether the machine `$m` was told to make mistake `$b`; false in ordinary builds.

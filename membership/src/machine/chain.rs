@@ -86,7 +86,7 @@ impl Member {
             if epoch <= self.epoch() {
                 continue;
             }
-            if decision.view.cluster != self.disk.cluster {
+            if decision.view.cluster != self.disk.cluster || change::fault(&decision.view).is_some() {
                 return more;
             }
             if epoch != self.epoch().next() && !bug!(self, InstallsWithGaps) {
@@ -130,7 +130,7 @@ impl Member {
     pub(super) fn install(&mut self, decision: Decision, jumped: bool) {
         let before = self.tip.clone();
         let view = Arc::new(decision.view.clone());
-        change::check(&view);
+        assert_eq!(change::fault(&view), None, "a record that must not be installed");
         let was_in = self.is_member();
         let token = self.write(Record::Decided(Box::new(decision.clone())), true);
         self.after(token, Then::Stored(view.epoch));

@@ -2,7 +2,7 @@
 //!
 //! Pure: a record in, the next record out.
 
-use crate::{Cause, Debt, DebtItem, Epoch, Identity, NodeId, ResourceId, ResourceKind, View, VoterSet};
+use crate::{Cause, Debt, DebtItem, Identity, NodeId, ResourceId, ResourceKind, View, VoterSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The record after `view`, unchanged but for number and cause.
@@ -158,21 +158,28 @@ fn settle_debt(debt: &mut Debt, attached: &BTreeMap<String, BTreeSet<Identity>>)
     });
 }
 
-/// What must hold of every record; asserted wherever one is made or installed.
-pub(crate) fn check(view: &View) {
-    for a in &view.attachments {
-        assert!(view.contains(a.owner), "{} is attached by {}, no member", a.resource, a.owner);
-    }
-    for (who, debt) in &view.debts {
-        assert!(!view.contains(*who), "{who} is a member and in debt");
-        assert!(!debt.items.is_empty(), "an empty debt of {who}");
-        assert!(debt.removed <= view.epoch, "a debt from the future");
-    }
-    for (node, life) in &view.members {
-        assert_eq!(view.lives.get(node), Some(life), "the newest life of node {node} is the member");
-        assert!(view.nonces.contains_key(node), "member {node} has no nonce");
-    }
-    assert!(view.epoch == Epoch(0) || !view.voters.voters.is_empty(), "a record that nothing can follow");
+/// What is wrong with a record in itself, if anything. Records from the network are judged by it, own ones asserted.
+pub(crate) fn fault(view: &View) -> Option<&'static str> {
+    let stranger = view.attachments.iter().any(|a| !view.contains(a.owner));
+    let double = view.debts.keys().any(|who| view.contains(*who));
+    let empty = view.debts.values().any(|d| d.items.is_empty() || view.epoch < d.removed);
+    let life =
+        view.members.iter().any(|(n, life)| view.lives.get(n) != Some(life) || !view.nonces.contains_key(n));
+    let votes = view.voters.voters.values().all(|v| v.votes == 0);
+    let limits = super::config::ROSTER_MAX < view.roster.len()
+        || super::config::VOTERS_MAX < view.voters.voters.len()
+        || super::config::SERVERS_MAX < view.servers.len();
+    [
+        (stranger, "an attachment of somebody who is no member"),
+        (double, "a member in debt"),
+        (empty, "an empty debt, or one from the future"),
+        (life, "a member without its life or nonce"),
+        (votes, "nobody has a vote, so nothing could follow"),
+        (limits, "a list above its limit"),
+    ]
+    .into_iter()
+    .find(|(wrong, _)| *wrong)
+    .map(|(_, what)| what)
 }
 
 /// Votes of the given voters, and of all.

@@ -311,3 +311,7 @@ fn prove_item(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

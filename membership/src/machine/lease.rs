@@ -74,11 +74,10 @@ impl Member {
         let Some(tip) = &self.tip else { return false };
         let life = who.identity();
         let member = tip.contains(life) && tip.nonces.get(&who.node) == Some(&who.nonce);
-        let voters_known = self.voters_since.0 <= epoch || bug!(self, LeasesAcrossVoterSets);
+        let voters_known = self.voters_since.0 <= epoch;
         let accepted = self.disk.accepted.as_ref().map(|a| &a.view);
         let stays = accepted.is_none_or(|next| {
-            (next.contains(life) || bug!(self, AcknowledgesTheRemoved))
-                && (next.voters == tip.voters || bug!(self, LeasesAcrossVoterSets))
+            (next.contains(life) || bug!(self, AcknowledgesTheRemoved)) && next.voters == tip.voters
         });
         member && voters_known && stays
     }

@@ -52,13 +52,6 @@ impl Peers {
             *at = *at + gap;
         }
     }
-
-    /// The newest life of a node that was ever heard here.
-    fn newest(&self, node: NodeId) -> Option<(Identity, &Life)> {
-        let all =
-            Identity::new(node, crate::Incarnation(0))..=Identity::new(node, crate::Incarnation(u64::MAX));
-        self.lives.range(all).next_back().map(|(id, life)| (*id, life))
-    }
 }
 
 impl Member {
@@ -136,14 +129,17 @@ impl Member {
         who == self.me.identity() || self.now < self.suspect_at(who)
     }
 
-    /// Lives heard at present, the newest of each node; this one is not among them.
+    /// Lives heard at present, the newest of each node; this one is not among them, nor one that an older life's
+    /// answer showed to be a second identity.
     pub(super) fn live_lives(&self) -> impl Iterator<Item = (Identity, &Life)> {
-        let nodes: BTreeSet<NodeId> =
-            self.peers.lives.keys().map(|l| l.node).filter(|n| *n != self.me.node).collect();
-        nodes
-            .into_iter()
-            .filter_map(|n| self.peers.newest(n))
-            .filter(|(id, life)| self.now < life.last_heard + self.config.detection && self.is_live(*id))
+        let mut newest: BTreeMap<NodeId, (Identity, &Life)> = BTreeMap::new();
+        for (id, life) in &self.peers.lives {
+            let heard = self.now < life.last_heard + self.config.detection && self.is_live(*id);
+            if id.node != self.me.node && heard && !self.elder_answered(*id) {
+                newest.insert(id.node, (*id, life));
+            }
+        }
+        newest.into_values()
     }
 
     pub(super) fn heard_nodes(&self) -> BTreeSet<NodeId> {

@@ -23,7 +23,7 @@ impl Member {
             .or_else(|| self.plan_joins(&tip))
             .or_else(|| self.plan_voters(&tip))
             .or_else(|| self.plan_request(&tip))?;
-        change::check(&view);
+        assert_eq!(change::fault(&view), None, "a record that must not be proposed");
         Some(view)
     }
 

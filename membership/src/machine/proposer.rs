@@ -2,6 +2,7 @@
 //! (R5). A new leader runs phase 1 and finishes what was begun before it proposes anything of its own (R4).
 
 use super::bug::bug;
+use super::change;
 use super::io::Event;
 use super::member::Member;
 use super::wire::ControlMsg;
@@ -159,12 +160,13 @@ impl Member {
 
     fn send_prepare(&mut self, ballot: Ballot) {
         let epoch = self.epoch().next();
-        let own = self.proposer.promises.contains_key(&self.me.node);
-        let voters: Vec<NodeId> = self.tip.iter().flat_map(|v| v.voters.voters.keys().copied()).collect();
-        for to in voters {
-            let asked = if own { to != self.me.node } else { to == self.me.node };
-            if asked && !self.proposer.promises.contains_key(&to) {
-                self.send(to, ControlMsg::Prepare { epoch, ballot });
+        let own = self.proposer.promises.get(&self.me.node) == Some(&self.disk.state);
+        let Some(tip) = self.tip.clone() else { return };
+        for (to, voter) in &tip.voters.voters {
+            let asked = if own { *to != self.me.node } else { *to == self.me.node };
+            // A node with a new state directory is another acceptor: what the old one promised does not count.
+            if asked && self.proposer.promises.get(to) != Some(&voter.state) {
+                self.send(*to, ControlMsg::Prepare { epoch, ballot });
             }
         }
     }
@@ -197,6 +199,8 @@ impl Member {
         self.proposer.promises.insert(from, state);
         if let Some((b, view)) = accepted
             && view.epoch == self.epoch().next()
+            && view.cluster == self.disk.cluster
+            && change::fault(&view).is_none()
             && self.proposer.adopted.as_ref().is_none_or(|(best, _)| *best < b)
         {
             self.proposer.adopted = Some((b, view));

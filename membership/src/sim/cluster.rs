@@ -305,6 +305,11 @@ impl Cluster {
         }
     }
 
+    /// Delivers a message of somebody's choice, as a second process with a node's certificate could send it.
+    pub fn inject(&mut self, to: NodeId, from: Peer, msg: ControlMsg) {
+        self.feed(to, Input::Packet { from, msg });
+    }
+
     /// The disk reports an error to the process.
     pub fn fail_storage(&mut self, node: NodeId) {
         self.feed(node, Input::StorageFailed);

@@ -1,6 +1,6 @@
 //! Scripted lives of small clusters: bring-up, crash, cold start, leave, and who is refused.
 
-use quorate_membership::machine::{Durable, StopReason};
+use quorate_membership::machine::{ControlMsg, Durable, Event, Heartbeat, JoinRefusal, Peer, StopReason};
 use quorate_membership::sim::{Cluster, ClusterConfig, Happening};
 use quorate_membership::{
     AttachRequest, Cause, Identity, Incarnation, Instant, NodeId, Proof, Refusal, Request, RequestError,
@@ -345,4 +345,102 @@ fn a_participant_that_misses_a_stage_is_removed_unless_it_says_what_it_waits_for
     world.cluster.set_waiting(N2, false);
     world.until("removed", 31_000, |w| !w.view(N1).contains(slow));
     assert!(matches!(world.view(N1).cause, Cause::MissedStage(_)) || !world.view(N1).contains(slow));
+}
+
+fn heartbeat(world: &World, as_node: NodeId) -> ControlMsg {
+    ControlMsg::Heartbeat(Heartbeat {
+        sent_ns: 1,
+        epoch: world.view(as_node).epoch,
+        stored: world.view(as_node).epoch,
+        state: world.cluster.member(as_node).unwrap().durable().state,
+        wants_in: true,
+        hears: BTreeSet::from([N1, N2, N3]),
+        waits: false,
+    })
+}
+
+fn refusals(world: &World) -> BTreeSet<String> {
+    let refused = |h: &Happening| match h {
+        Happening::Noticed { event: Event::Refused { refusal, .. }, .. } => Some(refusal.to_string()),
+        _ => None,
+    };
+    world.log.iter().filter_map(|(_, h)| refused(h)).collect()
+}
+
+#[test]
+fn a_copied_state_directory_is_refused_as_a_double_identity_with_the_same_and_with_a_newer_life() {
+    for ahead in [0, 1] {
+        let mut world = World::three();
+        let real = world.me(N2);
+        let life = Incarnation(real.incarnation.0 + ahead);
+        let copy = Peer { node: N2, incarnation: life, nonce: 4711 };
+        for _ in 0..40 {
+            for to in [N1, N3] {
+                let beat = heartbeat(&world, N2);
+                world.cluster.inject(to, copy, beat);
+            }
+            world.run(100);
+        }
+        assert!(world.view(N1).contains(real), "the real one stays");
+        assert!(world.cluster.is_quorate(N2));
+        assert!(world.stops().is_empty());
+        assert_eq!(refusals(&world), BTreeSet::from([JoinRefusal::DoubleIdentity(N2).to_string()]));
+    }
+}
+
+#[test]
+fn a_node_outside_the_roster_is_refused_and_named() {
+    let mut world = World::three();
+    let stranger = Peer { node: NodeId(9), incarnation: Incarnation(1), nonce: 1 };
+    let beat = heartbeat(&world, N2);
+    world.cluster.inject(N1, stranger, beat);
+    world.run(10);
+    assert_eq!(refusals(&world), BTreeSet::from([JoinRefusal::NotInRoster(NodeId(9)).to_string()]));
+}
+
+#[test]
+fn messages_changed_at_random_never_panic_a_machine() {
+    let mut world = World::three();
+    let mut rng = Rng::new(99);
+    let view = world.view(N2);
+    let decision = world.cluster.decision(N2, view.epoch).unwrap();
+    let from = world.cluster.member(N2).unwrap().peer();
+    let next = View { epoch: view.epoch.next(), ..(*view).clone() };
+    let ballot = quorate_membership::Ballot { round: 2, node: 2 };
+    let state = world.cluster.member(N2).unwrap().durable().state;
+    let samples = [
+        heartbeat(&world, N2),
+        ControlMsg::Prepare { epoch: next.epoch, ballot },
+        ControlMsg::Promise {
+            epoch: next.epoch,
+            ballot,
+            state,
+            accepted: Some((ballot, Box::new(next.clone()))),
+        },
+        ControlMsg::Accept { ballot, view: Box::new(next.clone()) },
+        ControlMsg::Accepted { epoch: next.epoch, accept: decision.accepts.values().next().unwrap().clone() },
+        ControlMsg::Learn(Box::new(decision.clone())),
+        ControlMsg::Chain(vec![decision]),
+        ControlMsg::Fetch { from: view.epoch },
+        ControlMsg::Forward { number: 1, at: view.epoch, request: attach(lockspace("a")) },
+        ControlMsg::Refused(JoinRefusal::RolledBack { known: Incarnation(1) }),
+    ];
+    let mut taken = 0;
+    for round in 0..20_000 {
+        let mut bytes = samples[round % samples.len()].encode();
+        for _ in 0..=rng.below(3) {
+            let at = rng.below(bytes.len() as u64) as usize;
+            match rng.below(3) {
+                0 => bytes[at] = rng.next_u64() as u8,
+                1 => bytes[at] ^= 1 << rng.below(8),
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        if let Ok(msg) = ControlMsg::decode(&bytes) {
+            taken += 1;
+            world.cluster.inject(N1, from, msg);
+        }
+    }
+    assert!(1_000 < taken, "{taken}");
+    world.run(50);
 }

@@ -105,7 +105,7 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Result<Report, String> {
     world.cluster.start_all();
 
     // Phase 1: faults, and users that ask for all kinds of changes.
-    let end = Instant(0) + rng.duration(Duration::from_secs(10), Duration::from_secs(40));
+    let end = Instant(0) + rng.duration(Duration::from_secs(8), Duration::from_secs(25));
     while world.cluster.now() < end {
         let next = world.cluster.now() + rng.duration(Duration::from_millis(5), Duration::from_millis(150));
         world.run_until(next)?;
