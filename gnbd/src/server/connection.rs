@@ -73,6 +73,12 @@ pub(super) async fn serve(
     tls: bool,
 ) -> Result<(), ConnectionError> {
     stream.set_nodelay(true)?;
+    // A client whose host is gone frees its place within a minute.
+    rustix::net::sockopt::set_socket_keepalive(&stream, true).map_err(std::io::Error::from)?;
+    rustix::net::sockopt::set_tcp_keepidle(&stream, Duration::from_secs(30)).map_err(std::io::Error::from)?;
+    rustix::net::sockopt::set_tcp_keepintvl(&stream, Duration::from_secs(10))
+        .map_err(std::io::Error::from)?;
+    rustix::net::sockopt::set_tcp_keepcnt(&stream, 3).map_err(std::io::Error::from)?;
     let mode = if tls { TlsMode::Required } else { TlsMode::Off };
     let mut out = Vec::new();
     let machine = Negotiation::new(mode, &mut out);
