@@ -189,7 +189,8 @@ impl Inner {
             if !dir.is_hashed() {
                 let data = tx.edit(own, Glock::inode(own), MetaType::Dinode).await?;
                 if insert_dirent(data, DINODE_BYTES, &new).map_err(|error| corrupt(own, &error))?.is_some() {
-                    return Ok(self.name_changed(dir, 1));
+                    self.name_changed(dir, 1);
+                    return Ok(());
                 }
                 self.dir_convert(tx, locks, dir).await?;
                 continue;
@@ -203,7 +204,8 @@ impl Inner {
                     leaf.entries += 1;
                     leaf.changed = (self.clock)();
                     leaf.encode(data);
-                    return Ok(self.name_changed(dir, 1));
+                    self.name_changed(dir, 1);
+                    return Ok(());
                 }
                 if leaf.next.is_none() {
                     break;

@@ -244,6 +244,7 @@ impl Inner {
         let mut store = self.store();
         store.flushed = captured.id;
         store.freed.retain(|_, flush| captured.id < *flush);
+        store.inode_flush.retain(|_, (any, _)| captured.id < *any);
         Ok(())
     }
 

@@ -21,7 +21,7 @@ struct Dirs {
 }
 
 impl Dirs {
-    fn new(&mut self) -> &mut Dinode {
+    fn target(&mut self) -> &mut Dinode {
         self.new.as_mut().unwrap_or(&mut self.old)
     }
 }
@@ -48,10 +48,10 @@ impl Inner {
             || (new_parent < parent && !above_new.contains(&BlockNo(parent.0)));
         let mut dirs = self.lock_dirs(parent, new_parent, new_first).await?;
         check_mutable(&dirs.old, false)?;
-        check_mutable(dirs.new(), false)?;
+        check_mutable(dirs.target(), false)?;
 
         let source = self.dir_find(None, &dirs.old, name).await?.ok_or(FsError::NotFound)?;
-        let target = self.dir_find(None, dirs.new(), new_name).await?;
+        let target = self.dir_find(None, dirs.target(), new_name).await?;
         match target {
             None if flags.exchange => return Err(FsError::NotFound),
             Some(_) if flags.no_replace => return Err(FsError::Exists),
@@ -133,25 +133,25 @@ impl Inner {
                 _ => {}
             }
         }
-        let need = if victim.is_some() { 0 } else { self.dir_need(dirs.new(), new_name).await? };
+        let need = if victim.is_some() { 0 } else { self.dir_need(dirs.target(), new_name).await? };
         let also = match &victim {
             Some(victim) => self.rgrps_to_unlink(victim)?,
             None => BTreeSet::new(),
         };
-        let goal = dirs.new().goal_meta;
+        let goal = dirs.target().goal_meta;
         let locks = self.lock_for_alloc(&also, need, goal).await?;
         let mut tx = self.begin(need as usize + 24).await?;
         match &victim {
-            Some(_) => self.dir_replace(&mut tx, dirs.new(), new_name, source.inum, source.kind).await?,
+            Some(_) => self.dir_replace(&mut tx, dirs.target(), new_name, source.inum, source.kind).await?,
             None => {
-                self.dir_insert(&mut tx, &locks, dirs.new(), new_name, source.inum, source.kind).await?;
+                self.dir_insert(&mut tx, &locks, dirs.target(), new_name, source.inum, source.kind).await?;
             }
         }
         self.dir_remove(&mut tx, &mut dirs.old, name).await?;
         if moves_dir {
             dirs.old.nlink = dirs.old.nlink.saturating_sub(1);
             if victim.is_none() {
-                let new = dirs.new();
+                let new = dirs.target();
                 new.nlink = new.nlink.checked_add(1).ok_or(FsError::TooManyLinks)?;
             }
         }
@@ -183,9 +183,9 @@ impl Inner {
     ) -> Result<(), FsError> {
         let mut tx = self.begin(24).await?;
         self.dir_replace(&mut tx, &mut dirs.old, name, target.inum, target.kind).await?;
-        self.dir_replace(&mut tx, dirs.new(), new_name, source.inum, source.kind).await?;
+        self.dir_replace(&mut tx, dirs.target(), new_name, source.inum, source.kind).await?;
         let old_inum = dirs.old.inum;
-        let new_inum = dirs.new().inum;
+        let new_inum = dirs.target().inum;
         for (found, to) in [(source, new_inum), (target, old_inum)] {
             let mut dinode = self.dinode_of(None, found.inum.addr).await?;
             check_mutable(&dinode, false)?;

@@ -1,5 +1,7 @@
 //! Tests of the live filesystem on devices in memory.
 
 mod cluster;
+mod crash;
 mod harness;
+mod model;
 mod single;
