@@ -5,6 +5,7 @@ mod error;
 pub mod face;
 pub mod format;
 pub mod fs;
+pub mod fsck;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod mkfs;

@@ -34,7 +34,8 @@ pub use log::{
 };
 pub use meta::{Inum, MAGIC, META_HEADER_BYTES, MetaHeader, MetaType, has_magic};
 pub use quota::{
-    InumRange, QUOTA_BYTES, QUOTA_CHANGE_BYTES, QuotaChange, QuotaId, QuotaRecord, STATFS_BYTES, StatfsChange,
+    INUM_RANGE_BYTES, InumRange, QUOTA_BYTES, QUOTA_CHANGE_BYTES, QuotaChange, QuotaId, QuotaRecord,
+    STATFS_BYTES, StatfsChange,
 };
 pub use rgrp::{RGRP_HEADER_BYTES, RINDEX_BYTES, RgrpFlags, RgrpHeader, RindexEntry};
 pub use superblock::{

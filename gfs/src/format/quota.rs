@@ -16,6 +16,9 @@ pub const QUOTA_BYTES: usize = 88;
 /// The length of a slot in a quota change block.
 pub const QUOTA_CHANGE_BYTES: usize = 16;
 
+/// The length of an inum_range file.
+pub const INUM_RANGE_BYTES: usize = 16;
+
 /// Blocks and dinodes: the filesystem's, or a node's change of them that is not yet added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StatfsChange {

@@ -1,8 +1,9 @@
 //! One test binary for the crate.
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
-mod fs;
 mod claim;
+mod fs;
+mod fsck;
 #[cfg(feature = "fuse")]
 mod fuse;
 mod mkfs;

@@ -178,6 +178,10 @@ pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
 
 /// Has fsck.gfs2 look at an image; what it says must be nothing but what `allowed` accepts.
 pub(crate) fn judge(test: &str, bytes: &[u8]) {
+    let ours =
+        crate::tools::block_on_anywhere(quorate_gfs::fsck::fsck(MemoryDevice::from_bytes(bytes.to_vec())));
+    let report = ours.expect("the image can be read");
+    assert!(report.is_clean(), "{test}: our fsck finds {:#?}", report.problems);
     let Some(fsck) = tool(test, "fsck.gfs2") else { return };
     let dir = TempDir::new();
     let image = dir.path("image");

@@ -2,6 +2,6 @@
 
 mod cluster;
 mod crash;
-mod harness;
 mod model;
+pub(crate) mod harness;
 mod single;
