@@ -1,7 +1,11 @@
 //! One test binary for the crate.
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
+#[cfg(feature = "driver")]
+mod agents;
 mod cases;
+#[cfg(feature = "driver")]
+mod driver;
 #[cfg(feature = "sim")]
 mod invariants;
 #[cfg(feature = "sim")]
