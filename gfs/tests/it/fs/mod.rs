@@ -2,6 +2,6 @@
 
 mod cluster;
 mod crash;
-mod model;
 pub(crate) mod harness;
+mod model;
 mod single;
