@@ -263,7 +263,11 @@ impl Entry {
             // Two nodes want more than they share, each waiting for the other: one goes down first.
             Ok(Completion::Deadlock) => match from {
                 Some(from) => Box::pin(self.demote(from, None)).await,
-                None => self.stop("a deadlock without a granted mode"),
+                // A lock kept at NL stood in the queue before one that has to come first: it queues again, behind it.
+                None => {
+                    is_gone(&mut lock(&self.state));
+                    Next::Again
+                }
             },
             other => self.fail(&other),
         }
