@@ -11,7 +11,7 @@ pub(crate) const SIMULATIONS: [(&str, &str, &str); 7] = [
     ("ccs", "quorate-ccs", "sim"),
     ("gnbd", "quorate-gnbd", "sim"),
     ("failover", "quorate-failover", "sim"),
-    ("stack", "quorate", "stack"),
+    ("stack", "quorate-failover", "stack"),
 ];
 
 /// Seeds of one run, unless told otherwise.
@@ -40,18 +40,16 @@ pub(crate) fn command(name: &str, variable: &str, value: &str) -> Result<Command
         .ok_or_else(|| format!("there is no simulation `{name}`: {}", names()))?;
     let mut command = cargo();
     command.args(["test", "--release", "--package", package, "--test", "it"]);
-    if *package != "quorate" {
-        command.args(["--no-default-features", "--features"]);
-        command.arg(if *package == "quorate-gnbd" { "sim,server,client" } else { "sim" });
-    }
+    command.args(["--no-default-features", "--features"]);
+    command.arg(if *package == "quorate-gnbd" { "sim,server,client,pki" } else { "sim" });
     command.args(["--", "--nocapture", test]).env(variable, value);
     Ok(command)
 }
 
 /// Whether the crate has its simulation in the tree.
 pub(crate) fn exists(name: &str) -> bool {
-    let folder = if name == "stack" { "examples" } else { name };
-    let file = if name == "stack" { "stack" } else { "sim" };
+    // The whole stack is simulated where everything it is made of is below.
+    let (folder, file) = if name == "stack" { ("failover", "stack") } else { (name, "sim") };
     let tests = root().join(folder).join("tests/it");
     tests.join(format!("{file}.rs")).is_file() || tests.join(file).join("mod.rs").is_file()
 }

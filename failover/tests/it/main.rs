@@ -11,4 +11,6 @@ mod invariants;
 #[cfg(feature = "sim")]
 mod sim;
 #[cfg(feature = "sim")]
+mod stack;
+#[cfg(feature = "sim")]
 mod world;
