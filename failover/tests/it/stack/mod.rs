@@ -73,7 +73,6 @@ fn every_planted_bug_of_the_stack_is_caught() {
     use quorate_membership::machine::Bug as Member;
     let bugs = [
         (Planted::Member(Member::DropsDebts), &["debts: "][..]),
-        (Planted::Member(Member::LeaseNotAwaited), &["lease first: ", "exclusion: "]),
         (Planted::Coordinator(quorate_fencing::Bug::GivesUp), &["heals: "]),
         (Planted::Locks(Locks::GrantBeforeFence), &["lost write: ", "exclusion: ", "lock order: "]),
         (Planted::Locks(Locks::ForgetHolds), &["lost write: ", "lock order: "]),
