@@ -1,0 +1,353 @@
+//! What goes over the admin socket: length-prefixed postcard frames, a request and then its answer.
+//!
+//! | offset | size | meaning |
+//! |---|---|---|
+//! | 0 | 4 | length of the body in bytes, little-endian, at most [`FRAME_BYTES_MAX`] |
+//! | 4 | 1 | [`VERSION`] |
+//! | 5 | | the postcard encoding of [`Request`] or [`Reply`] |
+
+use serde::{Deserialize, Serialize};
+use std::io::{self, Read, Write};
+
+/// The version of this protocol. Both ends must have the same.
+pub const VERSION: u8 = 1;
+
+/// The longest frame, the version byte counted.
+pub const FRAME_BYTES_MAX: usize = 2 << 20;
+
+/// The most bytes one `Read` or `Write` of the file API carries.
+pub const IO_BYTES_MAX: usize = 1 << 20;
+
+/// What a command asks of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// An administrator's command, as typed after `quorate`.
+    Command(Command),
+    /// A file operation on a mounted filesystem.
+    File {
+        /// The filesystem's name in the configuration.
+        filesystem: String,
+        /// What to do.
+        operation: FileOperation,
+    },
+}
+
+/// An administrator's command to a running node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The state of everything on this node.
+    Status,
+    /// What a stuck cluster waits for.
+    Why,
+    /// Members, roster and voters.
+    Members,
+    /// Enter a node in the roster.
+    AddNode {
+        /// Its id.
+        id: u32,
+        /// Its certificate, in PEM.
+        certificate: String,
+        /// Where it listens.
+        address: String,
+    },
+    /// Make every roster node that is a member and meant to vote a voter.
+    AdmitVoters,
+    /// Strike a node from the roster.
+    RemoveNode(u32),
+    /// Take a storage server in as a fence.
+    Enrol {
+        /// Its name, as in its certificate.
+        name: String,
+        /// Where it listens.
+        address: String,
+    },
+    /// Give a storage server up for good.
+    Retire(String),
+    /// Leave cleanly and stop.
+    Leave,
+    /// The configuration and its version.
+    ConfigShow,
+    /// Replace the configuration.
+    ConfigApply {
+        /// The version this is based on; the newest if `None`.
+        expected: Option<u64>,
+        /// The document, in TOML.
+        document: String,
+    },
+    /// The versions there were.
+    ConfigHistory,
+    /// The difference between two versions.
+    ConfigDiff(u64, u64),
+    /// Go back to the contents of an earlier version.
+    ConfigRollback(u64),
+    /// What was fenced when, by whom and how.
+    FenceHistory,
+    /// A person's word that a node is off.
+    FenceConfirm(u32),
+    /// Locks of all lockspaces; of one resource with a name.
+    Locks {
+        /// A lockspace, or all.
+        lockspace: Option<String>,
+        /// A resource, or all.
+        resource: Option<String>,
+    },
+    /// Make a device a physical volume.
+    PvCreate(String),
+    /// Make a volume group.
+    VgCreate {
+        /// Its name.
+        name: String,
+        /// Its devices.
+        devices: Vec<String>,
+    },
+    /// Make a linear logical volume.
+    LvCreate {
+        /// In which group.
+        group: String,
+        /// Its name.
+        name: String,
+        /// Its size in bytes, rounded up to whole extents.
+        bytes: u64,
+    },
+    /// Make a logical volume longer.
+    LvExtend {
+        /// In which group.
+        group: String,
+        /// Its name.
+        name: String,
+        /// Its new size in bytes.
+        bytes: u64,
+    },
+    /// Remove a logical volume.
+    LvRemove {
+        /// In which group.
+        group: String,
+        /// Its name.
+        name: String,
+    },
+    /// Volume groups, physical and logical volumes.
+    Volumes,
+    /// Make a filesystem on a logical volume.
+    Mkfs {
+        /// The filesystem's name in the configuration.
+        name: String,
+    },
+    /// Mount a configured filesystem on this node.
+    Mount(String),
+    /// Unmount it.
+    Unmount(String),
+    /// Check an unmounted filesystem.
+    Fsck(String),
+    /// Services and where they run.
+    Services,
+    /// Start a service, here or where its domain says.
+    ServiceEnable(String),
+    /// Stop a service and keep it stopped.
+    ServiceDisable(String),
+    /// Move a service.
+    ServiceRelocate {
+        /// Which.
+        name: String,
+        /// Where to; where the policy says if `None`.
+        node: Option<u32>,
+    },
+}
+
+/// One operation on a file, by path from the filesystem's root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileOperation {
+    /// Entries of a directory.
+    List(String),
+    /// What a file is.
+    Stat(String),
+    /// Bytes of a file; fewer at its end.
+    Read {
+        /// Which file.
+        path: String,
+        /// From where.
+        offset: u64,
+        /// How many, at most [`IO_BYTES_MAX`].
+        len: u32,
+    },
+    /// Writes bytes; the file is made if it is not there.
+    Write {
+        /// Which file.
+        path: String,
+        /// Where to; at the end if `None`.
+        offset: Option<u64>,
+        /// What, at most [`IO_BYTES_MAX`] bytes.
+        data: Vec<u8>,
+        /// Answer only when it is durable.
+        sync: bool,
+    },
+    /// Cuts or extends a file.
+    Truncate {
+        /// Which file.
+        path: String,
+        /// The new size in bytes.
+        bytes: u64,
+    },
+    /// Makes a directory.
+    MakeDir(String),
+    /// Makes a symbolic link.
+    Symlink {
+        /// What it says.
+        target: String,
+        /// Where it is.
+        path: String,
+    },
+    /// What a symbolic link says.
+    ReadLink(String),
+    /// Removes a file or an empty directory.
+    Remove(String),
+    /// Renames within the filesystem.
+    Rename(String, String),
+    /// Makes everything of the filesystem that this node wrote durable.
+    Sync,
+    /// Adds one to the decimal number in a file under its exclusive lock; a missing file counts as zero. Durable.
+    Increment(String),
+    /// Sizes of the filesystem.
+    StatFs,
+}
+
+/// What a file is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStatus {
+    /// Its name in the directory; the path's last part.
+    pub name: String,
+    /// Its type and permissions, as `st_mode`.
+    pub mode: u32,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Its number.
+    pub inode: u64,
+}
+
+/// The node's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// A command's outcome.
+    Done {
+        /// For people.
+        text: String,
+        /// For scripts.
+        json: String,
+        /// The exit code of the command.
+        code: u8,
+    },
+    /// Bytes of a file, or what a link says.
+    Data(Vec<u8>),
+    /// Entries, or one file.
+    Files(Vec<FileStatus>),
+    /// A number: bytes written, the counter's new value.
+    Number(u64),
+    /// A file operation failed.
+    FileError {
+        /// The error number of this host.
+        errno: i32,
+        /// For people.
+        text: String,
+    },
+    /// The request was not understood, or the caller may not ask this.
+    Refused(String),
+}
+
+/// Writes one frame.
+///
+/// # Errors
+/// The stream's, or `InvalidInput` for a message above the limit.
+pub fn write_frame(stream: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    stream.write_all(&encode(message)?)
+}
+
+/// One frame with its header.
+///
+/// # Errors
+/// `InvalidInput` for a message above the limit.
+pub fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0, 0, 0, 0, VERSION];
+    frame = postcard::to_extend(message, frame).map_err(io::Error::other)?;
+    let len = frame.len() - 4;
+    if FRAME_BYTES_MAX < len {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("a message of {len} bytes is too long"),
+        ));
+    }
+    frame[..4].copy_from_slice(&(len as u32).to_le_bytes());
+    Ok(frame)
+}
+
+/// Reads one frame; `None` at the end of the stream.
+///
+/// # Errors
+/// The stream's, or `InvalidData` for a frame that is too long, of another version or malformed.
+pub fn read_frame<T: for<'a> Deserialize<'a>>(stream: &mut impl Read) -> io::Result<Option<T>> {
+    let mut header = [0; 4];
+    match stream.read_exact(&mut header) {
+        Ok(()) => (),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let mut body = vec![0; body_len(header)?];
+    stream.read_exact(&mut body)?;
+    decode(&body).map(Some)
+}
+
+/// The length of the body that follows this header.
+///
+/// # Errors
+/// `InvalidData` if it is out of bounds.
+pub fn body_len(header: [u8; 4]) -> io::Result<usize> {
+    let len = u32::from_le_bytes(header) as usize;
+    if len == 0 || FRAME_BYTES_MAX < len {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a frame of {len} bytes is out of bounds"),
+        ));
+    }
+    Ok(len)
+}
+
+/// The message in a frame's body.
+///
+/// # Errors
+/// `InvalidData` for another version or a malformed message.
+pub fn decode<T: for<'a> Deserialize<'a>>(body: &[u8]) -> io::Result<T> {
+    let bad = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+    match body.split_first() {
+        Some((&VERSION, message)) => {
+            postcard::from_bytes(message).map_err(|e| bad(format!("malformed message: {e}")))
+        }
+        Some((version, _)) => Err(bad(format!("protocol version {version}, {VERSION} is wanted"))),
+        None => Err(bad("empty frame".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let request = Request::File {
+            filesystem: "data".into(),
+            operation: FileOperation::Write {
+                path: "/a".into(),
+                offset: None,
+                data: vec![1; 1000],
+                sync: true,
+            },
+        };
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, &request).unwrap();
+        assert_eq!(read_frame::<Request>(&mut &bytes[..]).unwrap(), Some(request));
+        assert_eq!(read_frame::<Request>(&mut &[][..]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_hostile_length_is_refused_before_memory_is_taken() {
+        let error = read_frame::<Request>(&mut &[255, 255, 255, 255, 0][..]).unwrap_err();
+        assert!(error.to_string().contains("out of bounds"), "{error}");
+    }
+}

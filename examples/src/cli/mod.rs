@@ -1,0 +1,232 @@
+//! The command line: what can be typed after `quorate`, and where each command goes.
+
+mod admin;
+mod files;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A shared filesystem, its locks, volumes and services on a cluster of machines.
+#[derive(Debug, Parser)]
+#[command(name = "quorate", version, about)]
+pub(crate) struct Cli {
+    /// The directory of the node to ask.
+    #[arg(
+        long = "node",
+        global = true,
+        value_name = "DIR",
+        default_value = "/var/lib/quorate",
+        env = "QUORATE_NODE"
+    )]
+    node: PathBuf,
+    /// Print the answer as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a storage server: exports images and devices over NBD, and is a fence.
+    Storage(quorate::storage::StorageOptions),
+    /// Run a node under its supervisor.
+    Node(quorate::node::NodeOptions),
+    /// Make a cluster, and the directories and certificates of nodes and storage servers.
+    #[command(subcommand)]
+    Cluster(quorate::cluster::ClusterCommand),
+    /// The state of everything on this node.
+    Status,
+    /// What a stuck cluster waits for. Exit codes: 0 nothing, 10 quorum, 11 a fence, 12 a recovery stage, 13 a member.
+    Why,
+    /// Members, roster and voters.
+    #[command(subcommand)]
+    Member(Member),
+    /// Locks of all kinds.
+    #[command(subcommand)]
+    Lock(Lock),
+    /// The cluster configuration.
+    #[command(subcommand)]
+    Config(Config),
+    /// Fencing: history, and a person's word.
+    #[command(subcommand)]
+    Fence(Fence),
+    /// Volume groups and logical volumes.
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Filesystems: of the cluster, and images without one.
+    #[command(subcommand)]
+    Fs(files::Files),
+    /// Services.
+    #[command(subcommand)]
+    Service(Service),
+}
+
+#[derive(Debug, Subcommand)]
+enum Member {
+    /// Who is in, who may be in, who votes.
+    Ls,
+    /// Enter a node in the roster.
+    Add {
+        /// Its id.
+        id: u32,
+        /// Where it listens, IP:PORT.
+        address: String,
+        /// Its certificate, a PEM file.
+        certificate: PathBuf,
+    },
+    /// Strike a node that is not a member from the roster.
+    Remove {
+        /// Its id.
+        id: u32,
+    },
+    /// Make every member that is meant to vote a voter.
+    Admit,
+    /// Leave cleanly, and stop this node.
+    Leave,
+    /// Take a storage server in as a fence.
+    Enrol {
+        /// Its name, as in its certificate.
+        name: String,
+        /// Where it listens, IP:PORT.
+        address: String,
+    },
+    /// Give a storage server up for good.
+    Retire {
+        /// Its UUID.
+        server: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Lock {
+    /// Lockspaces and their resources, those with waiters first.
+    Ls {
+        /// Only this lockspace.
+        lockspace: Option<String>,
+    },
+    /// One resource with its queues.
+    Show {
+        /// Its lockspace.
+        lockspace: String,
+        /// Its name.
+        resource: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Config {
+    /// The document and its version.
+    Show,
+    /// Replace the document.
+    Apply {
+        /// A TOML file.
+        file: PathBuf,
+        /// Only if this is still the newest version.
+        #[arg(long)]
+        expected: Option<u64>,
+    },
+    /// The versions there were.
+    History,
+    /// The difference between two versions.
+    Diff {
+        /// The older.
+        from: u64,
+        /// The newer.
+        to: u64,
+    },
+    /// Make the contents of an earlier version the newest.
+    Rollback {
+        /// Which.
+        version: u64,
+    },
+    /// Check a document without a cluster.
+    Check {
+        /// A TOML file.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Fence {
+    /// What was fenced when, by whom, how, and with what result.
+    History,
+    /// Your word that a failed node is off. It is recorded.
+    Confirm {
+        /// The node's id.
+        node: u32,
+        /// Needed: you have seen that the machine is off.
+        #[arg(long)]
+        i_have_seen_that_it_is_off: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Volume {
+    /// Volume groups, physical and logical volumes.
+    Ls,
+    /// Make an imported device a physical volume.
+    Pvcreate {
+        /// The export's name.
+        device: String,
+    },
+    /// Make a volume group.
+    Vgcreate {
+        /// Its name.
+        name: String,
+        /// Its devices.
+        devices: Vec<String>,
+    },
+    /// Make a linear logical volume.
+    Lvcreate(Sized),
+    /// Make a logical volume longer.
+    Lvextend(Sized),
+    /// Remove a logical volume.
+    Lvremove {
+        /// GROUP/NAME.
+        volume: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Sized {
+    /// GROUP/NAME.
+    volume: String,
+    /// Its size in bytes, or with K, M, G or T (powers of 1024).
+    size: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Service {
+    /// Services and where they run.
+    Ls,
+    /// Start a service where its domain says.
+    Enable {
+        /// Its name.
+        name: String,
+    },
+    /// Stop a service and keep it stopped.
+    Disable {
+        /// Its name.
+        name: String,
+    },
+    /// Move a service.
+    Relocate {
+        /// Its name.
+        name: String,
+        /// The node's id; where the policy says if left out.
+        node: Option<u32>,
+    },
+}
+
+/// Carries out the command; the exit code.
+pub(crate) fn run(cli: Cli) -> Result<u8, Box<dyn std::error::Error>> {
+    match cli.command {
+        Verb::Storage(options) => quorate::storage::run(options),
+        Verb::Node(options) => quorate::node::run(options),
+        Verb::Cluster(command) => quorate::cluster::run(&command),
+        Verb::Fs(files) => files::run(files, &cli.node, cli.json),
+        Verb::Config(Config::Check { file }) => admin::check_config(&file),
+        other => admin::run(other, &cli.node, cli.json),
+    }
+}

@@ -1,0 +1,179 @@
+//! `quorate cluster`: makes a cluster, and the directories and certificates of its nodes and storage servers.
+//!
+//! | path in a node's directory | content |
+//! |---|---|
+//! | `node.toml` | id, name, addresses |
+//! | `pki/` | its certificates, in the names libnbd and qemu use too |
+//! | `state/` | its promises, the view records, the incarnation counter |
+//! | `ccs/` | the cluster configuration and its history |
+//! | `admin.sock` | where commands reach the running node |
+//! | `mnt/` | mounts |
+
+use crate::settings::{NodeSettings, StorageSettings, save};
+use clap::Subcommand;
+use quorate_membership::driver::pki::Ca;
+use quorate_membership::{ClusterId, NodeId};
+use std::error::Error;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// What can be made.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// A new cluster: its CA, its first record, and its first node.
+    Create {
+        /// Where the CA is put. Keep it off the nodes.
+        #[arg(long)]
+        ca: PathBuf,
+        /// The first node's directory.
+        #[arg(long, default_value = "/var/lib/quorate")]
+        dir: PathBuf,
+        /// The cluster's name.
+        #[arg(long)]
+        name: String,
+        /// The first node's id.
+        #[arg(long, default_value_t = 1)]
+        id: u32,
+        /// The first node's name.
+        #[arg(long)]
+        node_name: String,
+        /// Where the first node listens, IP:PORT.
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// The directory of another node.
+    Node {
+        /// The CA's directory.
+        #[arg(long)]
+        ca: PathBuf,
+        /// The node's directory; copy it to the node.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Its id.
+        #[arg(long)]
+        id: u32,
+        /// Its name.
+        #[arg(long)]
+        name: String,
+        /// Where it listens, IP:PORT.
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Nodes to ask at its first start, ID@IP:PORT.
+        #[arg(long)]
+        join: Vec<String>,
+    },
+    /// The directory of a storage server.
+    Server {
+        /// The CA's directory.
+        #[arg(long)]
+        ca: PathBuf,
+        /// The server's directory; copy it to the server.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Its name.
+        #[arg(long)]
+        name: String,
+        /// Where it listens, IP:PORT.
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// A certificate for a person's tools (libnbd, qemu) that use exports outside the cluster.
+    Client {
+        /// The CA's directory.
+        #[arg(long)]
+        ca: PathBuf,
+        /// Where the certificate is put.
+        #[arg(long)]
+        dir: PathBuf,
+        /// The client's name.
+        #[arg(long)]
+        name: String,
+    },
+}
+
+/// Carries out the command; the exit code.
+///
+/// # Errors
+/// Something cannot be made; what was made before stays.
+pub fn run(command: &ClusterCommand) -> Result<u8, Box<dyn Error>> {
+    match command {
+        ClusterCommand::Create { ca, dir, name, id, node_name, listen } => {
+            create(ca, dir, name, *id, node_name, *listen)
+        }
+        ClusterCommand::Node { ca, dir, id, name, listen, join } => {
+            let authority = Ca::load(ca)?;
+            node_directory(&authority, dir, *id, name, *listen, join)?;
+            println!(
+                "node {id} ({name}): {}; add it with `quorate member add` and start `quorate node`",
+                dir.display()
+            );
+            Ok(0)
+        }
+        ClusterCommand::Server { ca, dir, name, listen } => {
+            let authority = Ca::load(ca)?;
+            make_dir(dir)?;
+            authority.issue_server(name, &addresses(*listen))?.save(&dir.join("pki"))?;
+            save(
+                &dir.join("storage.toml"),
+                &StorageSettings { name: name.clone(), listen: listen.to_string() },
+            )?;
+            println!(
+                "storage server {name}: {}; start `quorate storage`, then `quorate member enrol`",
+                dir.display()
+            );
+            Ok(0)
+        }
+        ClusterCommand::Client { ca, dir, name } => {
+            Ca::load(ca)?.issue_client(name)?.save(dir)?;
+            println!("client {name}: {}", dir.display());
+            Ok(0)
+        }
+    }
+}
+
+fn create(
+    ca: &Path,
+    dir: &Path,
+    name: &str,
+    id: u32,
+    node_name: &str,
+    listen: SocketAddr,
+) -> Result<u8, Box<dyn Error>> {
+    let mut uuid = [0; 16];
+    getrandom::fill(&mut uuid).map_err(|e| format!("no randomness: {e}"))?;
+    let cluster = ClusterId::from_bytes(uuid);
+    let authority = Ca::create(name, cluster)?;
+    authority.save(ca)?;
+    node_directory(&authority, dir, id, node_name, listen, &[])?;
+    crate::node::create_first_record(dir)?;
+    println!("cluster {name}, {cluster}: CA in {}, first node in {}", ca.display(), dir.display());
+    println!("start the node with: quorate node --dir {}", dir.display());
+    Ok(0)
+}
+
+fn node_directory(
+    authority: &Ca,
+    dir: &Path,
+    id: u32,
+    name: &str,
+    listen: SocketAddr,
+    join: &[String],
+) -> Result<(), Box<dyn Error>> {
+    if id == 0 {
+        return Err("node ids start at 1".into());
+    }
+    make_dir(dir)?;
+    authority.issue_node(name, NodeId(id), &addresses(listen))?.save(&dir.join("pki"))?;
+    let settings =
+        NodeSettings { id, name: name.to_owned(), listen: listen.to_string(), join: join.to_vec() };
+    save(&dir.join("node.toml"), &settings)?;
+    Ok(())
+}
+
+fn make_dir(dir: &Path) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(dir).map_err(|e| format!("cannot make {}: {e}", dir.display()).into())
+}
+
+fn addresses(listen: SocketAddr) -> Vec<IpAddr> {
+    if listen.ip().is_unspecified() { Vec::new() } else { vec![listen.ip()] }
+}

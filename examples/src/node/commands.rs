@@ -1,0 +1,341 @@
+//! Answers to commands on the admin socket.
+
+use super::why::why;
+use super::world::World;
+use super::{file_api, services};
+use crate::admin::protocol::{Command, FileOperation, Reply, Request};
+use crate::admin::server::{Handler, Peer};
+use quorate_ccs::{ConfigStore, Entry, diff};
+use quorate_fencing::Fencer;
+use quorate_gfs::face::Credentials;
+use quorate_membership::driver::pki::{PeerCertificate, Subject};
+use quorate_membership::machine::Config;
+use quorate_membership::{
+    Membership, NodeId, Request as Change, Role, RosterEntry, ServerEntry, ServerId, Voter, VoterSet,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What a command comes to: text for people, JSON for scripts.
+type Outcome = Result<(String, Value), String>;
+
+impl Handler for World {
+    async fn answer(self: Arc<Self>, peer: Peer, request: Request) -> Reply {
+        match request {
+            Request::File { filesystem, operation } => self.file(peer, &filesystem, operation).await,
+            Request::Command(Command::Why) => {
+                let (code, text, json) = why(&self.node.view(), self.node.is_quorate());
+                Reply::Done { text, json: json.to_string(), code }
+            }
+            Request::Command(Command::Fsck(name)) => match self.check_filesystem(&name).await {
+                Ok((clean, text)) => {
+                    let json = json!({ "clean": clean, "text": text });
+                    Reply::Done { text, json: json.to_string(), code: u8::from(!clean) * 4 }
+                }
+                Err(text) => failed(text),
+            },
+            Request::Command(command) => match self.command(peer, command).await {
+                Ok((text, json)) => Reply::Done { text, json: json.to_string(), code: 0 },
+                Err(text) => failed(text),
+            },
+        }
+    }
+}
+
+fn failed(text: String) -> Reply {
+    let json = json!({ "error": text });
+    Reply::Done { text, json: json.to_string(), code: 1 }
+}
+
+/// The same for people and scripts.
+fn said(text: String) -> (String, Value) {
+    let json = json!({ "done": text });
+    (text, json)
+}
+
+impl World {
+    async fn file(&self, peer: Peer, filesystem: &str, operation: FileOperation) -> Reply {
+        let Some(mounted) = self.mounted(filesystem).await else {
+            return Reply::FileError {
+                errno: libc::ENODEV,
+                text: format!("{filesystem} is not mounted here"),
+            };
+        };
+        let cred = Credentials { uid: peer.uid, gid: peer.gid, groups: Vec::new(), pid: peer.pid };
+        file_api::carry_out(&mounted.gfs, &cred, operation).await
+    }
+
+    async fn command(&self, peer: Peer, command: Command) -> Outcome {
+        match command {
+            Command::Status => self.status().await,
+            Command::Members => Ok(self.members()),
+            Command::AddNode { id, certificate, address } => self.add_node(id, &certificate, address).await,
+            Command::AdmitVoters => self.admit_voters().await,
+            Command::RemoveNode(id) => {
+                self.decide(Change::RemoveNode(NodeId(id))).await?;
+                Ok(said(format!("node {id} is struck from the roster")))
+            }
+            Command::Enrol { name, address } => self.enrol(name, address).await,
+            Command::Retire(server) => {
+                let server: ServerId = server.parse().map_err(|e| format!("{e}"))?;
+                self.decide(Change::Retire(server)).await?;
+                Ok(said(format!("storage server {server} is given up")))
+            }
+            Command::Leave => {
+                // The signal handler leaves in order; the answer comes before the end.
+                rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+                    .map_err(|e| e.to_string())?;
+                Ok(said("leaving".into()))
+            }
+            Command::ConfigShow => self.config_show(),
+            Command::ConfigApply { expected, document } => {
+                let version =
+                    self.ccs.update(expected, author(peer), document).await.map_err(|e| e.to_string())?;
+                Ok((format!("version {version}"), json!({ "version": version })))
+            }
+            Command::ConfigHistory => Ok(history(&self.ccs.history())),
+            Command::ConfigDiff(from, to) => {
+                let history = self.ccs.history();
+                let text = |v: u64| {
+                    history
+                        .iter()
+                        .find(|e| e.version == v)
+                        .map(|e| e.text.clone())
+                        .ok_or(format!("no version {v}"))
+                };
+                let diff = diff(&text(from)?, &text(to)?);
+                Ok((diff.clone(), json!({ "diff": diff })))
+            }
+            Command::ConfigRollback(to) => {
+                let version = self.ccs.rollback(to, author(peer)).await.map_err(|e| e.to_string())?;
+                Ok((format!("version {version} says what version {to} said"), json!({ "version": version })))
+            }
+            Command::FenceHistory => Ok(self.fence_history()),
+            Command::FenceConfirm(node) => {
+                let by = author(peer);
+                self.fencing.confirm(NodeId(node), &by).await.map_err(|e| e.to_string())?;
+                Ok(said(format!("{by} confirms that node {node} is off")))
+            }
+            Command::Locks { lockspace, resource } => self.locks(lockspace.as_deref(), resource.as_deref()),
+            Command::PvCreate(device) => self.pv_create(&device).await.map(said),
+            Command::VgCreate { name, devices } => self.vg_create(&name, &devices).await.map(said),
+            Command::LvCreate { group, name, bytes } => self.lv_create(&group, &name, bytes).await.map(said),
+            Command::LvExtend { group, name, bytes } => self.lv_extend(&group, &name, bytes).await.map(said),
+            Command::LvRemove { group, name } => self.lv_remove(&group, &name).await.map(said),
+            Command::Volumes => self.volumes_shown().await,
+            Command::Mkfs { name } => {
+                let json = self.make_filesystem(&name).await?;
+                Ok((format!("filesystem {name} is made"), json))
+            }
+            Command::Mount(name) => {
+                let json = self.mount(&name).await?;
+                Ok((format!("{name} is mounted"), json))
+            }
+            Command::Unmount(name) => {
+                self.unmount(&name).await?;
+                Ok(said(format!("{name} is unmounted")))
+            }
+            Command::Services => services::shown(self),
+            Command::ServiceEnable(name) => services::enable(self, &name).await.map(said),
+            Command::ServiceDisable(name) => services::disable(self, &name).await.map(said),
+            Command::ServiceRelocate { name, node } => services::relocate(self, &name, node).await.map(said),
+            Command::Why | Command::Fsck(_) => Err("answered elsewhere".into()),
+        }
+    }
+
+    async fn decide(&self, change: Change) -> Result<Arc<quorate_membership::View>, String> {
+        self.node.propose(change).await.map_err(|e| e.to_string())
+    }
+
+    async fn status(&self) -> Outcome {
+        let (view, me) = (self.node.view(), self.node.me());
+        let members: Vec<String> = view.identities().map(|i| i.to_string()).collect();
+        let debts: Vec<String> = view.debts.keys().map(ToString::to_string).collect();
+        let mounts = self.mounts().await;
+        let quorate = self.node.is_quorate();
+        let text = format!(
+            "node     {} ({})\ncluster  {}\nepoch    {}, {}\nmembers  {}\ndebts    {}\nconfig   version {}\nmounts   {}",
+            me,
+            self.settings.name,
+            view.cluster,
+            view.epoch,
+            if quorate { "quorate" } else { "NOT quorate" },
+            members.join(" "),
+            if debts.is_empty() { "none".into() } else { debts.join(" ") },
+            self.ccs.get().map_or(0, |e| e.version),
+            mounts.iter().filter_map(|m| m["filesystem"].as_str()).collect::<Vec<_>>().join(" "),
+        );
+        let json = json!({
+            "node": me.node.0, "incarnation": me.incarnation.0, "name": self.settings.name,
+            "pid": std::process::id(), "cluster": view.cluster.to_string(), "epoch": view.epoch.0,
+            "quorate": quorate, "members": view.members.keys().map(|n| n.0).collect::<Vec<_>>(),
+            "debts": debts, "config_version": self.ccs.get().map_or(0, |e| e.version), "mounts": mounts,
+            "detection_ms": Config::lan().detection.as_millis() as u64,
+        });
+        Ok((text, json))
+    }
+
+    fn members(&self) -> (String, Value) {
+        let view = self.node.view();
+        let mut lines = vec!["  id  state     votes  name".to_owned()];
+        let mut rows = Vec::new();
+        for (id, entry) in &view.roster {
+            let incarnation = view.members.get(id);
+            let votes = view.voters.voters.get(id).map_or(0, |v| v.votes);
+            let state = incarnation.map_or("absent".into(), |i| format!("member#{i}"));
+            lines.push(format!(
+                "{:>4}  {state:<9} {votes:>5}  {} {}",
+                id.0,
+                entry.name,
+                entry.addresses.join(" ")
+            ));
+            rows.push(json!({
+                "id": id.0, "name": entry.name, "addresses": entry.addresses, "votes": votes,
+                "incarnation": incarnation.map(|i| i.0),
+            }));
+        }
+        for (server, entry) in &view.servers {
+            lines.push(format!("storage server {} {} {server}", entry.name, entry.address));
+        }
+        let servers: Vec<Value> = view
+            .servers
+            .iter()
+            .map(|(id, s)| json!({ "server": id.to_string(), "name": s.name, "address": s.address }))
+            .collect();
+        (lines.join("\n"), json!({ "epoch": view.epoch.0, "nodes": rows, "servers": servers }))
+    }
+
+    async fn add_node(&self, id: u32, pem: &str, address: String) -> Outcome {
+        let certificate = {
+            let der =
+                CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| format!("no certificate: {e}"))?;
+            PeerCertificate::from_der(&der).map_err(|e| e.to_string())?
+        };
+        if certificate.cluster != self.credentials.cluster() {
+            return Err(format!("the certificate is of cluster {}", certificate.cluster));
+        }
+        if certificate.subject != Subject::Node(NodeId(id)) {
+            return Err(format!("the certificate is of {}, not of node {id}", certificate.subject));
+        }
+        let entry = RosterEntry {
+            name: certificate.name,
+            key: certificate.key,
+            role: Role::Voter,
+            addresses: vec![address],
+        };
+        self.decide(Change::SetRoster(BTreeMap::from([(NodeId(id), entry)]))).await?;
+        Ok(said(format!("node {id} may join")))
+    }
+
+    /// The leader does so by itself where it may; this waits until it has, or asks for it.
+    async fn admit_voters(&self) -> Outcome {
+        let mut views = self.observer.views();
+        let wait = async {
+            loop {
+                let view = views.borrow_and_update().clone();
+                let done = view.is_some_and(|v| {
+                    let meant = |n: &NodeId| v.roster.get(n).is_some_and(|r| r.role == Role::Voter);
+                    v.members.keys().filter(|n| meant(n)).all(|n| v.voters.voters.contains_key(n))
+                });
+                if done || views.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let limit = std::time::Duration::from_secs(15);
+        tokio::time::timeout(limit, wait).await.map_err(|_| "some members are not voters yet".to_owned())?;
+        let voters: &VoterSet = &self.node.view().voters;
+        let names: Vec<String> =
+            voters.voters.iter().map(|(n, v): (_, &Voter)| format!("{n} ({})", v.votes)).collect();
+        Ok(said(format!("voters: {}", names.join(", "))))
+    }
+
+    async fn enrol(&self, name: String, address: String) -> Outcome {
+        let entry = ServerEntry { name: name.clone(), address };
+        let status =
+            self.fence_client.status(&entry).await.map_err(|e| format!("storage server {name}: {e}"))?;
+        let server = status.server;
+        self.decide(Change::Enrol(server, entry.clone())).await?;
+        let chain = self.node.decisions_since(quorate_membership::Epoch(0));
+        self.fence_client.install(&entry, chain).await.map_err(|e| format!("storage server {name}: {e}"))?;
+        Ok((
+            format!("storage server {name} ({server}) is a fence"),
+            json!({ "server": server.to_string(), "name": name }),
+        ))
+    }
+
+    fn config_show(&self) -> Outcome {
+        let entry = self.ccs.get().ok_or("there is no configuration yet")?;
+        let json = json!({ "version": entry.version, "document": entry.text });
+        Ok((format!("# version {}\n{}", entry.version, entry.text), json))
+    }
+
+    fn fence_history(&self) -> (String, Value) {
+        let records = self.fencing.history();
+        let lines: Vec<String> = records
+            .iter()
+            .map(|r| {
+                let by = r.by.map_or("others".into(), |b| b.to_string());
+                let result = r.result.as_ref().map_or_else(|e| format!("failed: {e}"), |()| "done".into());
+                format!(
+                    "{} {} by {by}, {:?}: {result}, after {} ms",
+                    r.unix_ms,
+                    r.victim,
+                    r.how,
+                    r.after.as_millis()
+                )
+            })
+            .collect();
+        let status: Vec<String> = self.fencing.status().iter().map(|s| format!("{s:?}")).collect();
+        (lines.join("\n"), json!({ "history": lines, "open": status }))
+    }
+
+    fn locks(&self, lockspace: Option<&str>, resource: Option<&str>) -> Outcome {
+        let mut dumps = self.dlm.dump();
+        dumps.retain(|d| lockspace.is_none_or(|l| l == d.name));
+        for dump in &mut dumps {
+            dump.resources.retain(|r| resource.is_none_or(|n| n == r.name.to_string()));
+            // Those with waiters first: they are what people look for.
+            dump.resources.sort_by_key(|r| r.waiting.is_empty() && r.converting.is_empty());
+        }
+        let mut lines = Vec::new();
+        for dump in &dumps {
+            lines.push(format!("lockspace {} ({} members)", dump.name, dump.members.len()));
+            lines.extend(dump.recovery.iter().map(|l| format!("  recovery: {l}")));
+            for r in &dump.resources {
+                let queue = |locks: &[quorate_dlm::LockDump]| {
+                    let shown = locks.iter().map(|l| format!("{}:{:?}>{:?}", l.node, l.granted, l.requested));
+                    shown.collect::<Vec<_>>().join(" ")
+                };
+                lines.push(format!(
+                    "  \"{}\" granted [{}] converting [{}] waiting [{}]",
+                    r.name,
+                    queue(&r.granted),
+                    queue(&r.converting),
+                    queue(&r.waiting)
+                ));
+            }
+        }
+        let json = serde_json::to_value(&dumps).map_err(|e| e.to_string())?;
+        Ok((lines.join("\n"), json))
+    }
+}
+
+fn author(peer: Peer) -> String {
+    format!("uid {}", peer.uid)
+}
+
+fn history(entries: &[Entry]) -> (String, Value) {
+    let lines: Vec<String> = entries
+        .iter()
+        .map(|e| format!("version {} by {}, at {}", e.version, e.author, e.written_at))
+        .collect();
+    let rows: Vec<Value> = entries
+        .iter()
+        .map(|e| json!({ "version": e.version, "author": e.author, "written_at": e.written_at }))
+        .collect();
+    (lines.join("\n"), json!({ "versions": rows }))
+}

@@ -1,0 +1,117 @@
+//! One node: the crates composed into a process, and its supervisor.
+
+mod commands;
+mod convert;
+mod devices;
+mod file_api;
+mod filesystems;
+mod observer;
+mod services;
+mod volumes;
+mod why;
+mod world;
+
+use crate::events::Events;
+use crate::settings::{NodeSettings, load};
+use clap::Args;
+use quorate_fencing::supervisor::{Supervisor, SupervisorConfig, SupervisorExit, SupervisorLink};
+use quorate_membership::driver::pki::Credentials;
+use quorate_membership::{NodeId, Role, RosterEntry};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long after the end of its lease a node's processes live at most. Part of the cluster's safety: see R8.
+pub(crate) const KILL_TIME: Duration = Duration::from_millis(500);
+
+/// How long a clean stop may take: services, mounts, locks, the leave itself.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How a node runs.
+#[derive(Debug, Args)]
+pub struct NodeOptions {
+    /// Its directory, made with `quorate cluster create` or `quorate cluster node`.
+    #[arg(long, default_value = "/var/lib/quorate")]
+    dir: PathBuf,
+    /// Append events to this file, one JSON object a line.
+    #[arg(long)]
+    events: Option<PathBuf>,
+    /// Mount nothing: filesystems are reached through the file API alone.
+    #[arg(long)]
+    no_fuse: bool,
+    /// Start the node again after it died or was removed.
+    #[arg(long)]
+    restart: bool,
+}
+
+/// Runs the supervisor, or, started by one, the node.
+///
+/// # Errors
+/// It cannot start; the exit code says how it ended.
+pub fn run(options: NodeOptions) -> Result<u8, Box<dyn Error>> {
+    if let Some(link) = SupervisorLink::from_env()? {
+        return run_node(&options, link);
+    }
+    let state_dir = options.dir.join("state");
+    std::fs::create_dir_all(&state_dir).map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
+    // A wrong directory is told here, once, by the process a person started.
+    let _: NodeSettings = load(&options.dir.join("node.toml"))?;
+    let mut args: Vec<OsString> = vec!["node".into(), "--dir".into(), options.dir.clone().into()];
+    if let Some(events) = &options.events {
+        args.extend(["--events".into(), events.clone().into()]);
+    }
+    if options.no_fuse {
+        args.push("--no-fuse".into());
+    }
+    let config = SupervisorConfig {
+        state_dir,
+        program: std::env::current_exe()?.into(),
+        args,
+        kill_time: KILL_TIME,
+        stop_deadline: STOP_DEADLINE,
+        restart: options.restart.then_some(Duration::from_secs(1)),
+    };
+    Ok(Supervisor::run(config)?.code())
+}
+
+fn run_node(options: &NodeOptions, link: SupervisorLink) -> Result<u8, Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let settings: NodeSettings = load(&options.dir.join("node.toml"))?;
+    let events = Events::open(&format!("node {}", settings.id), options.events.as_deref())?;
+    let code = runtime.block_on(async {
+        let world = world::World::start(options.dir.clone(), settings, events, options.no_fuse, link).await?;
+        world.live().await
+    });
+    // What is still under way belongs to this life and ends with it (R10).
+    runtime.shutdown_background();
+    code
+}
+
+/// Exit code of a node whose life is over and which may begin another.
+pub(crate) const AGAIN: u8 = SupervisorExit::CODE_AGAIN;
+
+/// Makes the first record of a new cluster in a node's directory.
+pub(crate) fn create_first_record(dir: &Path) -> Result<(), Box<dyn Error>> {
+    let settings: NodeSettings = load(&dir.join("node.toml"))?;
+    let credentials = Credentials::load(&dir.join("pki"))?;
+    let entry = RosterEntry {
+        name: settings.name,
+        key: credentials.me().key,
+        role: Role::Voter,
+        addresses: vec![settings.listen],
+    };
+    let roster = BTreeMap::from([(NodeId(settings.id), entry)]);
+    quorate_membership::driver::create_cluster(&dir.join("state"), &credentials, roster)?;
+    Ok(())
+}
+
+/// Resolves at SIGTERM or Ctrl-C.
+pub(crate) async fn stop_signal() -> std::io::Result<()> {
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = term.recv() => Ok(()),
+        outcome = tokio::signal::ctrl_c() => outcome,
+    }
+}

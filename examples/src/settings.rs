@@ -1,0 +1,73 @@
+//! What a node or a storage server must know before it can ask the cluster: one small TOML file in its directory.
+
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// `node.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSettings {
+    /// The node's id, as in its certificate.
+    pub id: u32,
+    /// Its name, as in its certificate.
+    pub name: String,
+    /// Where it listens, IP:PORT.
+    pub listen: String,
+    /// Nodes to ask at the first start, ID@IP:PORT; later the roster says where everybody is.
+    #[serde(default)]
+    pub join: Vec<String>,
+}
+
+/// `storage.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageSettings {
+    /// The server's name, as in its certificate.
+    pub name: String,
+    /// Where it listens, IP:PORT.
+    pub listen: String,
+}
+
+/// Why a settings file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// It cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It says something else than it should.
+    #[error("{path}: {detail}")]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        detail: String,
+    },
+}
+
+/// Reads a settings file.
+///
+/// # Errors
+/// See [`SettingsError`].
+pub fn load<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, SettingsError> {
+    let text =
+        fs::read_to_string(path).map_err(|source| SettingsError::File { path: path.into(), source })?;
+    toml::from_str(&text).map_err(|e| SettingsError::Content { path: path.into(), detail: e.to_string() })
+}
+
+/// Writes a new settings file; never over one that is there.
+///
+/// # Errors
+/// See [`SettingsError`].
+pub fn save(path: &Path, settings: &impl Serialize) -> Result<(), SettingsError> {
+    let content = |e: toml::ser::Error| SettingsError::Content { path: path.into(), detail: e.to_string() };
+    let text = toml::to_string(settings).map_err(content)?;
+    let file = |source| SettingsError::File { path: path.into(), source };
+    let mut to = fs::File::create_new(path).map_err(file)?;
+    std::io::Write::write_all(&mut to, text.as_bytes()).and_then(|()| to.sync_all()).map_err(file)
+}
