@@ -137,7 +137,7 @@ pub(crate) fn run(files: Files, node: &Path, json: bool) -> Result<u8, Box<dyn E
             quorate::rescue::cat(&image, path, &mut File::create(&to)?)
         }
         Files::Cp { from, to, image: None } => copy(&mut client()?, &from, &to),
-        Files::Tar { image, path } => quorate::rescue::tar(&image, &path, &mut io::stdout().lock()),
+        Files::Tar { image, path } => quorate::rescue::tar(&image, &path, &mut io::stdout()),
         Files::Mkdir { path } => {
             let (filesystem, path) = inside(&path)?;
             client()?.file(filesystem, FileOperation::MakeDir(path.into()))?;
