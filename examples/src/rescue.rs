@@ -184,6 +184,28 @@ pub fn release(image: &Path, others_stopped: bool) -> Outcome {
 ///
 /// # Errors
 /// The image holds no filesystem that can be read.
-pub fn fsck(_image: &Path, _json: bool) -> Outcome {
-    Err("missing".into())
+pub fn fsck(image: &Path, json: bool) -> Outcome {
+    block_on(async {
+        let found = quorate_gfs::fsck::fsck(device(image, true)?).await;
+        let report = found.map_err(|e| format!("{}: {e}", image.display()))?;
+        let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+        if json {
+            println!(
+                "{}",
+                json!({ "clean": report.is_clean(), "inodes": report.inodes, "problems": problems })
+            );
+        } else {
+            for problem in &problems {
+                println!("{problem}");
+            }
+            let verdict = if report.is_clean() { "clean" } else { "NOT clean" };
+            println!(
+                "{}: {verdict}, {} inodes, {} resource groups",
+                image.display(),
+                report.inodes,
+                report.rgrps
+            );
+        }
+        Ok(if report.is_clean() { 0 } else { DAMAGED })
+    })
 }

@@ -50,6 +50,9 @@ struct Node {
     asked: u64,
 }
 
+/// Messages under way, each with the epoch it was sent in.
+type Queue = VecDeque<(Epoch, Vec<u8>)>;
+
 /// One run.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -63,7 +66,7 @@ pub(crate) struct World {
     disks: BTreeMap<NodeId, Stored>,
     lives: BTreeMap<NodeId, u64>,
     /// Messages by session, with the epoch they were sent in.
-    sessions: BTreeMap<(Identity, Identity), VecDeque<(Epoch, Vec<u8>)>>,
+    sessions: BTreeMap<(Identity, Identity), Queue>,
     one_document: OneDocument,
     committed_stays: CommittedStays,
     apply_once: ApplyOnce,

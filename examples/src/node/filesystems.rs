@@ -376,8 +376,18 @@ impl World {
         again
     }
 
-    /// Checks a filesystem that nobody has mounted.
-    pub(crate) async fn check_filesystem(&self, _name: &str) -> Result<(bool, String), String> {
-        Err("missing".into())
+    /// Checks a filesystem that nobody has mounted: whether it is clean, and what was found.
+    pub(crate) async fn check_filesystem(&self, name: &str) -> Result<(bool, String), String> {
+        let configured = self.configured(name)?;
+        let volume = self.activate(&configured.volume, true).await?;
+        let outcome = quorate_gfs::fsck::fsck(volume.device).await;
+        self.deactivate(&configured.volume).await?;
+        let report = outcome.map_err(|e| format!("{name}: {e}"))?;
+        let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+        let text = match report.is_clean() {
+            true => format!("{name}: clean, {} inodes", report.inodes),
+            false => format!("{name}:\n{}", problems.join("\n")),
+        };
+        Ok((report.is_clean(), text))
     }
 }

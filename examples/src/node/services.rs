@@ -53,10 +53,6 @@ impl EventSink for Sink {
                 (service, "failed", format!("{resource}: {action:?}: {outcome:?}"))
             }
             Event::Leftover { service, .. } => (service, "leftover", String::new()),
-            other => {
-                self.events.emit("service", json!({ "node": self.node, "detail": format!("{other:?}") }));
-                return;
-            }
         };
         let details = json!({ "name": name, "state": state, "node": self.node, "detail": detail });
         self.events.emit("service", details);

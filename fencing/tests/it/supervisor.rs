@@ -76,6 +76,7 @@ fn node() {
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("a handler");
         if behaviour == "service" {
+            #[expect(clippy::zombie_processes, reason = "the supervisor ends it, which is what is tested")]
             let service = Command::new("sleep").arg("600").process_group(0).spawn().expect("sleep");
             link.add_group(i32::try_from(service.id()).expect("small")).expect("reported");
         }

@@ -139,6 +139,10 @@ fn serve(scenario: &str) {
     println!("served to the end");
 }
 
+#[expect(
+    clippy::zombie_processes,
+    reason = "the watchdog ends it by its number, and the test's process is its reaper"
+)]
 fn with_client(scenario: &str, mountpoint: &Path, session: &Session, fs: &Arc<MemFs>, pid: &AtomicU32) {
     let mut client = in_role("client", scenario)
         .env(MOUNTPOINT, mountpoint)
