@@ -129,6 +129,15 @@ impl Checker<'_> {
                 self.known("fence device", &step.device, &devices)?;
                 self.one_of("action", &step.action, &["off", "on", "reboot"])?;
             }
+            for level in &node.fence_levels {
+                self.turns_off(node, level)?;
+            }
+        }
+        for device in &d.fence_devices {
+            if !(1..=600).contains(&device.timeout_s) {
+                let message = format!("timeout_s is {}, from 1 to 600 is allowed", device.timeout_s);
+                self.fail(&device.name, message)?;
+            }
         }
         if let Some(first) = d.nodes.first()
             && d.nodes.iter().all(|n| n.votes == 0)
@@ -166,6 +175,24 @@ impl Checker<'_> {
             }
         }
         self.services(d, &ids)
+    }
+
+    /// Whether a level that succeeds had all power off at one moment: fencing would refuse the document otherwise.
+    fn turns_off(&self, node: &crate::schema::Node, level: &crate::schema::FenceLevel) -> Checked {
+        let actions: Vec<&str> = level.steps.iter().map(|s| s.action.get_ref().as_str()).collect();
+        let offs = actions.iter().take_while(|a| **a == "off").count();
+        let good = actions == ["reboot"] || (0 < offs && actions.iter().skip(offs).all(|a| *a == "on"));
+        if good {
+            return Ok(());
+        }
+        let message = format!(
+            "fence level {}: each `off` and then each `on`, or one `reboot`, is wanted: else the node is never off",
+            level.name
+        );
+        match level.steps.first() {
+            Some(step) => self.fail(&step.device, message),
+            None => self.fail(&node.name, message),
+        }
     }
 
     fn services(&self, d: &Document, ids: &BTreeMap<&u32, ()>) -> Checked {
@@ -227,6 +254,20 @@ mod tests {
         assert!(error(&text).starts_with("8:10: `vg/lv`"), "{}", error(&text));
         let text = GOOD.replace("127.0.0.1:1", "here");
         assert_eq!(error(&text), "5:11: `here` is no IP:PORT");
+    }
+
+    #[test]
+    fn a_fence_level_that_never_turns_off_is_refused() {
+        let device = "[[fence_device]]\nname = \"pdu\"\nagent = \"fence_x\"\n";
+        let level =
+            |steps: &str| format!("{GOOD}[[node.fence]]\nname = \"power\"\nsteps = [{steps}]\n{device}");
+        let step = |action: &str| format!("{{ device = \"pdu\", action = \"{action}\" }}");
+        assert!(parse(&level(&format!("{}, {}", step("off"), step("on")))).is_ok());
+        for steps in [step("on"), format!("{}, {}", step("reboot"), step("off")), String::new()] {
+            assert!(error(&level(&steps)).contains("else the node is never off"), "{steps}");
+        }
+        let slow = format!("{GOOD}{device}timeout_s = 601\n");
+        assert_eq!(error(&slow), "7:8: timeout_s is 601, from 1 to 600 is allowed");
     }
 
     #[test]

@@ -44,8 +44,8 @@ pub struct Stored {
     /// Committed versions, oldest first, at most [`HISTORY_MAX`].
     pub history: Vec<Entry>,
     /// Voter sets under which something may have been committed that no later set has taken over yet, the current one
-    /// last. A coordinator reads from a majority of each (R17).
-    pub voter_sets: Vec<VoterSet>,
+    /// last, each with the epoch at which this replica first saw it. A coordinator reads from a majority of each (R17).
+    pub voter_sets: Vec<(Epoch, VoterSet)>,
 }
 
 impl Stored {
@@ -65,6 +65,24 @@ impl Stored {
     #[must_use]
     pub fn newest(&self) -> Option<&Entry> {
         self.accepted.as_ref().or(self.history.last())
+    }
+
+    /// The term of the newest commit known here. Voter sets of earlier epochs hold nothing that its voters do not.
+    pub(crate) fn settled(history: &[Entry]) -> Epoch {
+        history.last().map_or(Epoch(0), |e| e.stamp)
+    }
+
+    /// Takes in committed versions that are not known here; whether the newest of them is newer than ours.
+    pub(crate) fn merge(&mut self, other: &[Entry]) -> bool {
+        let before = self.committed();
+        for entry in other {
+            if let Err(at) = self.history.binary_search_by_key(&entry.version, |e| e.version) {
+                self.history.insert(at, entry.clone());
+            }
+        }
+        let surplus = self.history.len().saturating_sub(HISTORY_MAX);
+        self.history.drain(..surplus);
+        before < self.committed()
     }
 
     /// Whether the two say the same of every committed version both have.

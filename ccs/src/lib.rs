@@ -28,6 +28,7 @@ mod diff;
 pub mod driver;
 mod entry;
 mod face;
+pub mod fields;
 mod machine;
 pub mod schema;
 mod wire;

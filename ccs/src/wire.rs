@@ -8,8 +8,12 @@ use serde::{Deserialize, Serialize};
 /// The version of these messages.
 const VERSION: u8 = 1;
 
-/// The longest message, in bytes: a history of documents of the largest size does not fit; see [`Message::State`].
-pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// The longest message, in bytes, which is what sessions take. A history of documents of the largest size does not fit;
+/// see [`Message::State`].
+pub(crate) const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+// An answer to a reading has the newest end of the history and one more document.
+const _: () = assert!(MESSAGE_BYTES_MAX / 3 * 2 + crate::DOCUMENT_BYTES_MAX + (64 << 10) < MESSAGE_BYTES_MAX);
 
 /// What replicas say to each other. Sessions deliver each exactly once and in order (R2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,16 +26,17 @@ pub(crate) enum Message {
         state: StateId,
         accepted: Option<Entry>,
         history: Vec<Entry>,
-        voter_sets: Vec<VoterSet>,
+        voter_sets: Vec<(Epoch, VoterSet)>,
     },
-    /// The coordinator asks to accept an entry. `history`: what the replica may have missed, if it asked.
-    Append { term: Epoch, entry: Entry },
+    /// The coordinator asks to accept an entry. Until the first commit of its term it adds the committed versions it
+    /// knows: a replica that holds the entry must hold what came before, or the next coordinator would not know those.
+    Append { term: Epoch, entry: Entry, history: Vec<Entry> },
     /// It is durable here.
     Accepted { term: Epoch, state: StateId, version: u64 },
     /// The coordinator tells what is committed: the entry of `version` accepted in `term`, under one voter set.
     Commit { term: Epoch, version: u64 },
     /// The coordinator brings a replica up to date with committed versions.
-    CatchUp { term: Epoch, history: Vec<Entry>, voter_sets: Vec<VoterSet> },
+    CatchUp { term: Epoch, history: Vec<Entry>, voter_sets: Vec<(Epoch, VoterSet)> },
     /// A member asks the coordinator for an update.
     Update { request: RequestKey, expected: Option<u64>, author: String, written_at: u64, text: String },
     /// The outcome.

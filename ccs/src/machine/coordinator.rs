@@ -3,7 +3,7 @@
 #[cfg(any(test, feature = "sim"))]
 use super::Bug;
 use super::{AfterWrite, LocalUpdate, Output, Replica, UPDATES_MAX, UpdateError};
-use crate::entry::{Entry, RequestKey};
+use crate::entry::{Entry, RequestKey, Stored};
 use crate::wire::{Message, newest_end};
 use quorate_membership::{Epoch, Identity, NodeId, StateId, VoterSet};
 use std::collections::{BTreeMap, VecDeque};
@@ -14,7 +14,7 @@ pub(super) struct Answer {
     pub(super) state: StateId,
     pub(super) accepted: Option<Entry>,
     pub(super) history: Vec<Entry>,
-    pub(super) voter_sets: Vec<VoterSet>,
+    pub(super) voter_sets: Vec<(Epoch, VoterSet)>,
 }
 
 impl Answer {
@@ -81,7 +81,15 @@ impl Replica {
     fn continue_term(&mut self, out: &mut Vec<Output>) {
         let Some((_, voters)) = self.key.clone() else { return };
         let Coordinator::Reading { answers, waiting } = &mut self.coordinator else { return };
-        let mut sets: Vec<&VoterSet> = answers.values().flat_map(|a| &a.voter_sets).collect();
+        // What was committed under sets before the newest known commit is in that commit's majority: a node that comes
+        // back after years must not make the others wait for voters that are long gone.
+        let settled = answers.values().map(|a| Stored::settled(&a.history)).max().unwrap_or(Epoch(0));
+        let all = answers.values().flat_map(|a| &a.voter_sets);
+        let mut sets: Vec<&VoterSet> = all.filter(|(seen, _)| settled <= *seen).map(|(_, set)| set).collect();
+        #[cfg(any(test, feature = "sim"))]
+        if self.bug == Some(Bug::ForgetsFormerVoters) {
+            sets.clear();
+        }
         sets.push(&voters);
         let complete = sets.iter().all(|s| s.has_majority(answers.iter().map(|(n, a)| (n, &a.state))));
         #[cfg(any(test, feature = "sim"))]
@@ -91,14 +99,15 @@ impl Replica {
         }
         let newest =
             answers.values().filter_map(Answer::newest).max_by_key(|e| (e.stamp, e.version)).cloned();
-        let longest = answers.values().max_by_key(|a| a.history.last().map_or(0, |e| e.version));
-        let history = longest.map(|a| a.history.clone()).unwrap_or_default();
+        let histories: Vec<Vec<Entry>> = answers.values().map(|a| a.history.clone()).collect();
         let waiting = std::mem::take(waiting);
-        if self.stored.committed() < history.last().map_or(0, |e| e.version) {
-            if let Some(last) = history.last() {
-                out.push(Output::Committed(last.clone()));
-            }
-            self.stored.history = history;
+        // All of them: one replica may have missed what another knows.
+        let mut is_newer = false;
+        for history in &histories {
+            is_newer |= self.stored.merge(history);
+        }
+        if is_newer && let Some(last) = self.stored.history.last() {
+            out.push(Output::Committed(last.clone()));
         }
         // What is committed may only be known from its commit, what is accepted only from its stamp: the higher wins.
         let newest = newest
@@ -108,7 +117,7 @@ impl Replica {
         match newest {
             Some(entry) => self.append(Entry { stamp: self.stored.term, ..entry }, waiting, out),
             None => {
-                self.stored.voter_sets = vec![voters];
+                self.stored.voter_sets = vec![(self.stored.term, voters)];
                 self.coordinator = Coordinator::Serving {};
                 self.serve(waiting, out);
             }
@@ -119,9 +128,16 @@ impl Replica {
     fn append(&mut self, entry: Entry, waiting: VecDeque<Waiting>, out: &mut Vec<Output>) {
         let (term, version) = (self.stored.term, entry.version);
         self.stored.accepted = Some(entry.clone());
-        self.tell_everybody(&Message::Append { term, entry: entry.clone() }, out);
+        let history = self.unsettled_history();
+        self.tell_everybody(&Message::Append { term, entry: entry.clone(), history }, out);
         self.coordinator = Coordinator::Appending { entry, accepted: BTreeMap::new(), waiting };
         self.persist(Some(AfterWrite::Own { term, version }), out);
+    }
+
+    /// What goes with an entry before the term's first commit, after which everybody is caught up.
+    fn unsettled_history(&self) -> Vec<Entry> {
+        let is_settled = self.stored.history.iter().any(|e| e.stamp == self.stored.term);
+        if is_settled { Vec::new() } else { newest_end(&self.stored.history) }
     }
 
     pub(super) fn on_accepted(
@@ -175,7 +191,8 @@ impl Replica {
             Coordinator::Reading { .. } => self.send(member, &Message::Read { term }, out),
             Coordinator::Serving {} => self.catch_up(member, out),
             Coordinator::Appending { entry, .. } => {
-                let append = Message::Append { term, entry: entry.clone() };
+                let history = self.unsettled_history();
+                let append = Message::Append { term, entry: entry.clone(), history };
                 // Before the term's first commit it is not known here what is committed; with it everybody is caught up.
                 if self.stored.history.iter().any(|e| e.stamp == term) {
                     self.catch_up(member, out);

@@ -29,9 +29,25 @@ impl Replica {
         self.send(from, &message, out);
     }
 
-    pub(super) fn on_append(&mut self, from: Identity, term: Epoch, entry: Entry, out: &mut Vec<Output>) {
+    pub(super) fn on_append(
+        &mut self,
+        from: Identity,
+        term: Epoch,
+        entry: Entry,
+        history: Vec<Entry>,
+        out: &mut Vec<Output>,
+    ) {
         if !self.takes(term) || entry.version < self.stored.committed() || entry.stamp != term {
             return;
+        }
+        if let Some(version) = self.stored.contradiction(&history) {
+            out.push(Output::Foreign(ForeignHistory::Differs { version }));
+            return;
+        }
+        if self.stored.merge(&history)
+            && let Some(newest) = self.stored.history.last()
+        {
+            out.push(Output::Committed(newest.clone()));
         }
         let version = entry.version;
         self.stored.accepted = Some(entry);
@@ -58,7 +74,7 @@ impl Replica {
         history.drain(..surplus);
         if let Some((_, voters)) = &self.key {
             // Whatever was committed under former voters is, through this entry, held by a majority of these.
-            self.stored.voter_sets = vec![voters.clone()];
+            self.stored.voter_sets = vec![(entry.stamp, voters.clone())];
         }
         self.persist(None, out);
         if is_new {
@@ -71,7 +87,7 @@ impl Replica {
         _from: Identity,
         term: Epoch,
         history: Vec<Entry>,
-        voter_sets: Vec<VoterSet>,
+        voter_sets: Vec<(Epoch, VoterSet)>,
         out: &mut Vec<Output>,
     ) {
         if !self.takes(term) {

@@ -172,6 +172,8 @@ pub enum Bug {
     HalfCommits,
     /// A repeated request is applied again.
     ApplyTwice,
+    /// A new coordinator reads from the present voters alone.
+    ForgetsFormerVoters,
 }
 
 /// One node's replica of the configuration.
@@ -276,7 +278,7 @@ impl Replica {
             Message::State { term, state, accepted, history, voter_sets } => {
                 self.on_state(from, term, coordinator::Answer { state, accepted, history, voter_sets }, out);
             }
-            Message::Append { term, entry } => self.on_append(from, term, entry, out),
+            Message::Append { term, entry, history } => self.on_append(from, term, entry, history, out),
             Message::Accepted { term, state, version } => self.on_accepted(from, term, state, version, out),
             Message::Commit { term, version } => self.on_commit(from, term, version, out),
             Message::CatchUp { term, history, voter_sets } => {
@@ -300,7 +302,7 @@ impl Replica {
         let key = Self::coordinator_of(&view).map(|c| (c, view.voters.clone()));
         let new_term = key != self.key;
         if new_term {
-            self.note_voters(&view.voters);
+            self.note_voters(view.epoch, &view.voters);
         }
         self.key.clone_from(&key);
         let previous = self.view.replace(Arc::clone(&view));
@@ -324,10 +326,10 @@ impl Replica {
     }
 
     /// Remembers a voter set under which something may be committed from now on.
-    fn note_voters(&mut self, voters: &VoterSet) {
+    fn note_voters(&mut self, epoch: Epoch, voters: &VoterSet) {
         let sets = &mut self.stored.voter_sets;
-        sets.retain(|s| s != voters);
-        sets.push(voters.clone());
+        sets.retain(|(_, s)| s != voters);
+        sets.push((epoch, voters.clone()));
     }
 
     fn on_local_update(&mut self, number: u64, update: LocalUpdate, out: &mut Vec<Output>) {

@@ -41,7 +41,7 @@ fn sim_invariants_hold_on_every_seed() {
 fn caught(bug: Bug, by: &str) {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
-    let found = (0..300).find_map(|seed| {
+    let found = (0..1500).find_map(|seed| {
         let outcome = catch_unwind(|| World::new(seed, Some(bug)).run());
         let payload = outcome.err()?;
         let text = payload.downcast_ref::<String>().cloned().unwrap_or_default();
@@ -58,4 +58,5 @@ fn sim_every_planted_bug_is_caught() {
     caught(Bug::AcceptBeforeDurable, "durable majority");
     caught(Bug::ApplyTwice, "apply once");
     caught(Bug::HalfCommits, "durable majority");
+    caught(Bug::ForgetsFormerVoters, "committed stays");
 }

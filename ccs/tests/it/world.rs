@@ -67,6 +67,8 @@ pub(crate) struct World {
     lives: BTreeMap<NodeId, u64>,
     /// Messages by session, with the epoch they were sent in.
     sessions: BTreeMap<(Identity, Identity), Queue>,
+    /// Sessions that are slow all their life.
+    lagging: BTreeMap<(Identity, Identity), bool>,
     one_document: OneDocument,
     committed_stays: CommittedStays,
     apply_once: ApplyOnce,
@@ -105,6 +107,7 @@ impl World {
             disks: BTreeMap::new(),
             lives: (1..=count).map(|n| (NodeId(n), 1)).collect(),
             sessions: BTreeMap::new(),
+            lagging: BTreeMap::new(),
             one_document: OneDocument::default(),
             committed_stays: CommittedStays::default(),
             apply_once: ApplyOnce::default(),
@@ -347,7 +350,10 @@ impl World {
             match output {
                 Output::Send { to, bytes } => {
                     self.sessions.entry((at, to)).or_default().push_back((epoch, bytes));
-                    let arrival = self.later(self.delay_max);
+                    // Some sessions lag far behind the others: a new voter may not have what was committed before it.
+                    let drawn = self.rng.chance_ppm(300_000);
+                    let lags = *self.lagging.entry((at, to)).or_insert(drawn) && self.faults;
+                    let arrival = self.later(if lags { 30 * self.delay_max } else { self.delay_max });
                     self.schedule.at(arrival, Event::Arrive { from: at, to });
                 }
                 Output::Persist { token, stored } => {
