@@ -91,6 +91,7 @@ pub(crate) struct Fs {
     locks: BTreeMap<LockId, For>,
     ops: BTreeMap<OpId, For>,
     replays: BTreeMap<Identity, Replay>,
+    pub(crate) journal: Option<u32>,
     next_op: u64,
     turns: u64,
     asks_journal: bool,
@@ -159,6 +160,7 @@ impl World {
     }
 
     fn on_grant(&mut self, who: Identity, id: LockId, purpose: For, token: FencingToken) {
+        self.trace(|| format!("{who} is granted {purpose:?} with {token:?}"));
         match purpose {
             For::Slot(block) => {
                 self.oracle.granted(block, token, who);
@@ -378,6 +380,7 @@ impl World {
             Phase::LogFlush => {
                 self.oracle.committed[block] = self.oracle.committed[block].max(version);
                 self.summary.commits += 1;
+                self.trace(|| format!("{who} has committed version {version} of block {block}"));
                 return self.wait(who, block, Phase::Dirty);
             }
             Phase::InPlace => Phase::InPlaceFlush,
@@ -480,6 +483,7 @@ impl World {
     }
 
     fn replay_stage(&mut self, who: Identity, debtor: Identity, stage: Stage) {
+        self.trace(|| format!("{who} replays {debtor}: {stage:?}"));
         let Some(replay) = self.app(who).and_then(|a| a.fs.replays.get_mut(&debtor)) else { return };
         replay.stage = stage;
         let (journal, found, tokens) = (replay.journal, replay.found.clone(), replay.tokens.clone());

@@ -148,6 +148,7 @@ impl World {
     pub(crate) fn crash_server(&mut self) {
         let Some(process) = self.storage.process.take() else { return };
         self.summary.server_crashes += 1;
+        self.trace(|| "the server crashes".into());
         // What was not synced is kept or lost, cell by cell.
         for cell in 0..CELLS {
             if (process.dirty.contains(&cell) || process.snapshot.contains_key(&cell))
@@ -302,6 +303,7 @@ impl World {
                     let (cell, at) = ((offset / CELL + i) as usize, from + (i * CELL) as usize);
                     let number = u64::from_le_bytes(data[at..at + 8].try_into().unwrap());
                     let write = self.oracle.get(number).expect("only known writes are made");
+                    self.trace(|| format!("{who} writes cell {cell}: {write:?}"));
                     late::on_apply(&self.oracle.fenced, who, cell);
                     lock_order::on_apply(self.oracle.granted.get(&write.block), write);
                     self.storage.current[cell] = number;
@@ -338,7 +340,8 @@ impl World {
 
     fn on_sync_end(&mut self, boot: u64, ok: bool) {
         let Some(process) = self.storage.process.as_mut().filter(|p| p.boot == boot) else { return };
-        for (cell, value) in std::mem::take(&mut process.snapshot) {
+        let snapshot = std::mem::take(&mut process.snapshot);
+        for (cell, value) in snapshot {
             if ok || self.rng.chance_ppm(300_000) {
                 self.storage.durable[cell] = value;
             }
@@ -347,6 +350,7 @@ impl World {
         let verifier = process.gate.verifier();
         let told: Vec<_> = process.waiting.extract_if(.., |w| w.0 <= answered).collect();
         let wanted = process.gate.is_wanted(answered);
+        self.trace(|| format!("a sync of {} answers ends: {ok}", told.len()));
         for (_, link, tag, _) in told {
             let result = if ok { Ok(()) } else { Err(Errno::Io) };
             self.reply(link, tag, result, Some(verifier), Vec::new());

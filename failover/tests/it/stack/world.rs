@@ -15,8 +15,8 @@ use quorate_gnbd::fence::{ConnectionId, FenceRecord, PersistToken};
 use quorate_membership::machine::RequestId;
 use quorate_membership::sim::{Cluster, ClusterConfig, Faults, Happening, Schedule};
 use quorate_membership::{
-    AttachRequest, Decision, Epoch, Identity, Instant, NodeId, Proof, Request, RequestError, ResourceId,
-    ResourceKind, Rng, Safety, ServerEntry, View,
+    AttachRequest, DebtItem, Decision, Epoch, Identity, Instant, NodeId, Proof, Request, RequestError,
+    ResourceId, ResourceKind, Rng, Safety, ServerEntry, View,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -130,8 +130,9 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// The journal it was given when it mounted: the life's for as long as it runs, whatever later records say.
     pub(crate) fn journal(&self) -> Option<u32> {
-        self.view.attached(&mount_id()).find(|a| a.owner == self.who).and_then(|a| a.journal)
+        self.fs.journal
     }
 }
 
@@ -194,6 +195,7 @@ pub(crate) struct World {
     pub(crate) summary: Summary,
     /// Operations in a million that take the server long.
     pub(crate) slow_ppm: u32,
+    traces: bool,
     paused: BTreeMap<NodeId, Instant>,
     nodes: u32,
     faults: Faults,
@@ -255,6 +257,7 @@ impl World {
             locks_changed: false,
             summary: Summary::default(),
             slow_ppm,
+            traces: std::env::var_os("QUORATE_TRACE").is_some(),
             paused: BTreeMap::new(),
             nodes,
             faults,
@@ -271,6 +274,13 @@ impl World {
 
     pub(crate) fn now(&self) -> Instant {
         self.cluster.now().max(self.events.now())
+    }
+
+    /// Tells a reader of one seed what happens (`QUORATE_TRACE=1`).
+    pub(crate) fn trace(&self, what: impl FnOnce() -> String) {
+        if self.traces {
+            println!("{:>12} {}", self.now().0 / 1_000, what());
+        }
     }
 
     pub(crate) fn after(&mut self, wait: Duration, event: Event) {
@@ -407,6 +417,19 @@ impl World {
             return;
         }
         self.chain.insert(view.epoch, view.clone());
+        self.trace(|| {
+            let owes = |(r, i): (&ResourceId, &DebtItem)| format!("{r} {} {}", i.fenced, i.rebuilt);
+            let debts = view.debts.iter().map(|(w, d)| (*w, d.items.iter().map(owes).collect::<Vec<_>>()));
+            let attached: Vec<_> =
+                view.attachments.iter().map(|a| format!("{} {}", a.owner, a.resource)).collect();
+            format!(
+                "record {} {:?} {:?} debts {:?} {attached:?}",
+                view.epoch,
+                view.cause,
+                view.members,
+                debts.collect::<Vec<_>>()
+            )
+        });
         let before = view.epoch.0.checked_sub(1).and_then(|e| self.chain.get(&Epoch(e)));
         if let Some(old) = before.cloned() {
             lease_first::on_record(&old, view, |who| self.acts(who));
@@ -428,6 +451,8 @@ impl World {
         }
         let Some(app) = self.app(life) else { return };
         app.view = view.clone();
+        let given = view.attached(&mount_id()).find(|a| a.owner == life).and_then(|a| a.journal);
+        app.fs.journal = app.fs.journal.or(given);
         let effects = app.locks.view(now, &view);
         self.locks_changed = true;
         self.carry_out(life, effects);
@@ -578,6 +603,7 @@ impl World {
         let Some(app) = self.apps.get(&node) else { return };
         let who = app.who;
         let links = self.links_of(who);
+        self.trace(|| format!("{who} ends"));
         self.apps.remove(&node);
         self.close_links(&links);
         self.locks_changed = true;

@@ -33,7 +33,7 @@ pub(crate) fn on_record(old: &View, new: &View, facts: &impl Facts) {
                 "debts: {resource} of {debtor} goes back by epoch {}",
                 new.epoch
             );
-            if item.fenced < after.fenced {
+            if !item.fenced && after.fenced {
                 assert!(facts.is_fenced(*debtor), "debts: {debtor} counts as fenced, no server said so");
             }
         }
