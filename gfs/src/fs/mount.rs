@@ -172,6 +172,7 @@ impl Gfs {
                 tracing::debug!(inode = inode.addr().0, %error, "an unlinked inode stays for later");
             }
         }
+        fs.reclaim_leftovers().await?;
         let all: Vec<u64> = fs.inodes().keys().copied().collect();
         for ino in all {
             fs.write_pages(BlockNo(ino)).await?;
@@ -272,7 +273,7 @@ impl Bare {
         );
         for jid in 0..count {
             if jid == own && !self.options.read_only || self.options.recover_all {
-                match reader.recover(jid, false).await {
+                match reader.recover_patiently(jid, jid == own).await {
                     Err(FsError::Busy) if jid != own => {}
                     Err(FsError::Busy) => return Err(MountError::JournalBusy(jid)),
                     other => {
@@ -282,10 +283,9 @@ impl Bare {
             }
         }
         if !self.options.read_only {
-            let flags = AcquireFlags { try_now: true, ..Default::default() };
-            match reader.lock_with(Glock::journal(own), CacheMode::Exclusive, flags).await {
+            match reader.own_journal(own).await {
                 Ok(journal) => held.push(journal),
-                Err(FsError::WouldBlock) => return Err(MountError::JournalBusy(own)),
+                Err(FsError::Busy) => return Err(MountError::JournalBusy(own)),
                 Err(error) => return Err(error.into()),
             }
             let jinode = plan.jinodes[own as usize];
@@ -458,5 +458,56 @@ impl Inner {
             self.sync_statfs().await?;
         }
         self.flush_log().await
+    }
+}
+
+/// How often a journal's lock is asked for: a survivor that has just replayed the journal gives it back a little later.
+const JOURNAL_TRIES: u32 = 100;
+/// Between two tries.
+const JOURNAL_PAUSE: Duration = Duration::from_millis(20);
+
+impl Inner {
+    /// Recovers a journal; its owner waits a little for whoever replays it.
+    async fn recover_patiently(&self, jid: u32, is_own: bool) -> Result<super::recover::Replayed, FsError> {
+        for _ in 0..JOURNAL_TRIES {
+            match self.recover(jid, false).await {
+                Err(FsError::Busy) if is_own => self.pause(JOURNAL_PAUSE).await,
+                other => return other,
+            }
+        }
+        Err(FsError::Busy)
+    }
+
+    /// The lock of this node's own journal.
+    async fn own_journal(&self, own: u32) -> Result<quorate_dlm::cache::Held, FsError> {
+        let flags = AcquireFlags { try_now: true, ..Default::default() };
+        for _ in 0..JOURNAL_TRIES {
+            match self.lock_with(Glock::journal(own), CacheMode::Exclusive, flags).await {
+                Err(FsError::WouldBlock) => self.pause(JOURNAL_PAUSE).await,
+                other => return other,
+            }
+        }
+        Err(FsError::Busy)
+    }
+
+    async fn pause(&self, time: Duration) {
+        self.runtime.sleep_until(self.runtime.now() + time).await;
+    }
+
+    /// Before an unmount: deletes what could not be deleted when its last user let go, because a lock was just then on
+    /// its way. What other nodes have open stays for them.
+    async fn reclaim_leftovers(&self) -> Result<(), FsError> {
+        for _ in 0..3 {
+            let mut left = false;
+            for index in 0..self.rgrps.len() {
+                left |= !self.orphans(index).await?.is_empty();
+            }
+            if !left {
+                return Ok(());
+            }
+            self.reclaim().await?;
+            self.pause(JOURNAL_PAUSE).await;
+        }
+        Ok(())
     }
 }
