@@ -54,10 +54,10 @@ pub fn run(options: NodeOptions) -> Result<u8, Box<dyn Error>> {
     if let Some(link) = SupervisorLink::from_env()? {
         return run_node(&options, link);
     }
-    let state_dir = options.dir.join("state");
-    std::fs::create_dir_all(&state_dir).map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
     // A wrong directory is told here, once, by the process a person started.
     let _: NodeSettings = load(&options.dir.join("node.toml"))?;
+    let state_dir = options.dir.join("state");
+    std::fs::create_dir_all(&state_dir).map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
     let mut args: Vec<OsString> = vec!["node".into(), "--dir".into(), options.dir.clone().into()];
     if let Some(events) = &options.events {
         args.extend(["--events".into(), events.clone().into()]);
