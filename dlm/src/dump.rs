@@ -1,7 +1,8 @@
 //! What a lock manager shows of itself: lockspaces, resources and queues, for `quorate lock ls` and for bug reports.
 
 use crate::{LockName, Mode, Range};
-use quorate_membership::Identity;
+use core::time::Duration;
+use quorate_membership::{Identity, Instant};
 use serde::{Deserialize, Serialize};
 
 /// A lockspace as one node sees it.
@@ -59,6 +60,8 @@ pub struct LockDump {
     pub requested: Option<Mode>,
     /// Its node failed.
     pub dead: bool,
+    /// For how long it has had its mode, or waited if it waits, as its present master knows; `None` where no time is kept.
+    pub age: Option<Duration>,
 }
 
 /// A lock of this node on a resource that it does not master.
@@ -70,14 +73,18 @@ pub struct ElsewhereDump {
     pub master: Option<Identity>,
     /// The lock's number.
     pub id: u64,
+    /// Who has it within the node.
+    pub owner: u64,
     /// The mode in force.
     pub granted: Option<Mode>,
     /// The mode it waits for.
     pub requested: Option<Mode>,
+    /// For how long it has waited for an answer of the master.
+    pub waits: Option<Duration>,
 }
 
 impl LockDump {
-    pub(crate) fn of(lock: &crate::machine::Lock) -> Self {
+    pub(crate) fn of(lock: &crate::machine::Lock, now: Option<Instant>) -> Self {
         Self {
             node: lock.key.node,
             id: lock.key.id.0,
@@ -86,14 +93,20 @@ impl LockDump {
             granted: lock.granted,
             requested: lock.pending.as_ref().map(|p| p.mode),
             dead: lock.dead,
+            age: now.map(|now| now.since(lock.since)),
         }
     }
 }
 
 impl ResourceDump {
-    pub(crate) fn of(name: &LockName, master: Identity, resource: &crate::machine::Resource) -> Self {
+    pub(crate) fn of(
+        name: &LockName,
+        master: Identity,
+        resource: &crate::machine::Resource,
+        now: Option<Instant>,
+    ) -> Self {
         let [granted, converting, waiting] =
-            resource.queues().map(|q| q.iter().map(LockDump::of).collect::<Vec<_>>());
+            resource.queues().map(|q| q.iter().map(|l| LockDump::of(l, now)).collect::<Vec<_>>());
         Self {
             name: name.clone(),
             master,

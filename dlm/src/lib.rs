@@ -65,6 +65,7 @@ mod machine;
 mod mode;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod stats;
 mod table;
 mod wire;
 
@@ -76,3 +77,4 @@ pub use api::{
 pub use driver::Dlm;
 pub use dump::{ElsewhereDump, LockDump, LockspaceDump, ResourceDump};
 pub use mode::Mode;
+pub use stats::{LockspaceStats, WAIT_BUCKETS, WaitHistogram};

@@ -185,7 +185,7 @@ impl Node {
         let (mut resources, mut elsewhere, mut recovery): (Vec<ResourceDump>, Vec<ElsewhereDump>, Vec<_>) =
             Default::default();
         for shard in &self.shards {
-            shard.dump(&mut resources, &mut elsewhere, &mut recovery);
+            shard.dump(shard.now(), &mut resources, &mut elsewhere, &mut recovery);
         }
         let name = self.options.name.clone();
         LockspaceDump { name, resources, elsewhere, recovery, members: Vec::new() }

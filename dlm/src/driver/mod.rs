@@ -10,7 +10,7 @@ use crate::deliver::lock;
 use crate::local::check_options;
 use crate::table::name_hash;
 use crate::wire::Frame;
-use crate::{JoinError, LockManager, Lockspace, LockspaceDump, LockspaceOptions};
+use crate::{JoinError, LockManager, Lockspace, LockspaceDump, LockspaceOptions, LockspaceStats};
 use core::time::Duration;
 use event_listener::Event;
 use outgoing::Outgoing;
@@ -90,7 +90,14 @@ impl Dlm {
     /// All lockspaces of this node, with the resources it masters and its locks elsewhere.
     #[must_use]
     pub fn dump(&self) -> Vec<LockspaceDump> {
-        self.all().iter().map(|s| s.dump()).collect()
+        let now = self.now();
+        self.all().iter().map(|s| s.dump(now)).collect()
+    }
+
+    /// What each lockspace did on this node since it was joined.
+    #[must_use]
+    pub fn stats(&self) -> BTreeMap<String, LockspaceStats> {
+        self.all().iter().map(|s| (s.options.name.clone(), s.stats())).collect()
     }
 
     fn all(&self) -> Vec<Arc<Space>> {

@@ -8,7 +8,7 @@ use crate::table::name_hash;
 use crate::wire::Frame;
 use crate::{
     Completion, ConvertRequest, JoinError, LockCallbacks, LockError, LockId, LockRequest, Lockspace,
-    LockspaceDump, LockspaceOptions, Mode, UnlockRequest,
+    LockspaceDump, LockspaceOptions, LockspaceStats, Mode, UnlockRequest,
 };
 use quorate_membership::{Epoch, Identity, Instant, View};
 use std::collections::{BTreeMap, BTreeSet};
@@ -247,16 +247,24 @@ impl Space {
         }
     }
 
-    pub(super) fn dump(&self) -> LockspaceDump {
+    pub(super) fn dump(&self, now: Instant) -> LockspaceDump {
         let mut dump = LockspaceDump { name: self.options.name.clone(), ..LockspaceDump::default() };
         for mutex in &self.shards {
             let entered = lock(mutex);
-            entered.machine.dump(&mut dump.resources, &mut dump.elsewhere, &mut dump.recovery);
+            entered.machine.dump(now, &mut dump.resources, &mut dump.elsewhere, &mut dump.recovery);
             dump.members = entered.machine.members();
         }
         dump.resources.sort_by(|a, b| a.name.cmp(&b.name));
         dump.elsewhere.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         dump
+    }
+
+    pub(super) fn stats(&self) -> LockspaceStats {
+        let mut sum = LockspaceStats::default();
+        for mutex in &self.shards {
+            sum.add(&lock(mutex).machine.stats);
+        }
+        sum
     }
 
     fn check_open(&self) -> Result<(), LockError> {

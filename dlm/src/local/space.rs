@@ -8,7 +8,7 @@ use crate::{
     ConvertRequest, JoinError, LockCallbacks, LockError, LockId, LockName, LockRequest, Lockspace,
     LockspaceDump, LockspaceOptions, UnlockRequest,
 };
-use quorate_membership::{Epoch, Identity};
+use quorate_membership::{Epoch, Identity, Instant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -138,7 +138,7 @@ impl Space {
             resources.extend(
                 master
                     .into_iter()
-                    .flat_map(|m| shard.resources.iter().map(move |(n, r)| ResourceDump::of(n, m, r))),
+                    .flat_map(|m| shard.resources.iter().map(move |(n, r)| ResourceDump::of(n, m, r, None))),
             );
         }
         resources.sort_by(|a, b| a.name.cmp(&b.name));
@@ -152,7 +152,7 @@ impl Space {
 
 fn context(options: &LockspaceOptions) -> Context<'_> {
     static NONE: BTreeSet<Identity> = BTreeSet::new();
-    Context { epoch: Epoch(1), fenced: &NONE, value_bytes: options.value_bytes }
+    Context { epoch: Epoch(1), fenced: &NONE, value_bytes: options.value_bytes, now: Instant(0) }
 }
 
 /// A lockspace as one handle has joined it.

@@ -98,6 +98,7 @@ mod tests {
             uses_value: false,
             recovery: false,
             dead: false,
+            since: quorate_membership::Instant(0),
         }
     }
 

@@ -1,7 +1,7 @@
 //! One lock as its master knows it.
 
 use crate::{FencingToken, Flags, LockId, Mode, Range, ValueBlock};
-use quorate_membership::Identity;
+use quorate_membership::{Identity, Instant};
 use serde::{Deserialize, Serialize};
 
 /// Which lock: the life of a node that has it, and that node's own number for it.
@@ -51,6 +51,8 @@ pub(crate) struct Lock {
     pub(crate) recovery: bool,
     /// Its node failed and may still act under the lock, or the lock is a hold (R14).
     pub(crate) dead: bool,
+    /// Since when, on the master's clock, it has what it has or waits for what it waits for. For displays only.
+    pub(crate) since: Instant,
 }
 
 impl Lock {

@@ -26,6 +26,7 @@ impl Resource {
             uses_value: false,
             recovery: false,
             dead: false,
+            since: cx.now,
         };
         self.attempt(cx, lock, out);
         self.finish(out);
@@ -105,6 +106,7 @@ impl Resource {
             return false;
         }
         let demoted = lock.pending.as_ref().is_some_and(|p| p.demoted);
+        lock.since = cx.now;
         let queue = if is_new { &mut self.waiting } else { &mut self.converting };
         if flags.has(Flags::HEADQUE) {
             queue.insert(0, lock);

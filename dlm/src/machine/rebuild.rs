@@ -7,7 +7,7 @@ use super::value::{Transfer, transfer};
 use super::{Assumed, Context, Event, Lock, LockKey, Pending, Resource, Value};
 use crate::wire::{Operation, Relock};
 use crate::{Completion, Flags, Grant, Mode, ValueBlock};
-use quorate_membership::Identity;
+use quorate_membership::{Identity, Instant};
 use std::collections::BTreeSet;
 
 /// The newest value block among copies.
@@ -40,7 +40,7 @@ impl Resource {
         let mut resource = Self::new(sequence);
         let mut copies = Copies::default();
         for (node, relock) in locks {
-            resource.take_in(node, relock, &mut copies, out);
+            resource.take_in(cx.now, node, relock, &mut copies, out);
         }
         resource.settle_doubtful(cx, out);
         if let Some((sequence, bytes)) = copies.best {
@@ -60,7 +60,14 @@ impl Resource {
 
     /// One registered lock. What it gave up is taken as given up, whether the old master had answered or not: the
     /// holder does not rely on it any more.
-    fn take_in(&mut self, node: Identity, relock: Relock, copies: &mut Copies, out: &mut Vec<Event>) {
+    fn take_in(
+        &mut self,
+        now: Instant,
+        node: Identity,
+        relock: Relock,
+        copies: &mut Copies,
+        out: &mut Vec<Event>,
+    ) {
         let key = LockKey { node, id: relock.id };
         let done = |op, completion, value_sequence| Event::Done { key, op, completion, value_sequence };
         let sequence = relock.value_sequence;
@@ -78,6 +85,7 @@ impl Resource {
             uses_value: relock.value.is_some(),
             recovery: relock.recovery,
             dead: false,
+            since: now,
         };
         let mut ended = false;
         for numbered in relock.operations {
@@ -256,7 +264,7 @@ mod tests {
 
     fn build(locks: Vec<(Identity, Relock)>) -> (Resource, Vec<Event>) {
         let fenced = BTreeSet::new();
-        let cx = Context { epoch: Epoch(2), fenced: &fenced, value_bytes: 1 };
+        let cx = Context { epoch: Epoch(2), fenced: &fenced, value_bytes: 1, now: Instant(0) };
         let mut out = Vec::new();
         let resource = Resource::rebuild(&cx, 3, locks, &BTreeSet::new(), &mut out);
         (resource, out)

@@ -6,7 +6,7 @@
 use super::value::{Transfer, transfer};
 use super::{Assumed, Lock, LockKey, Pending, Value};
 use crate::{Completion, FencingToken, Flags, Grant, Mode, Range};
-use quorate_membership::{Epoch, Identity};
+use quorate_membership::{Epoch, Identity, Instant};
 use std::collections::BTreeSet;
 
 /// What a resource needs to know of its surroundings.
@@ -18,6 +18,8 @@ pub(crate) struct Context<'a> {
     pub(crate) fenced: &'a BTreeSet<Identity>,
     /// The size of the lockspace's value blocks.
     pub(crate) value_bytes: usize,
+    /// The time, for displays.
+    pub(crate) now: Instant,
 }
 
 /// What an operation did.
@@ -218,6 +220,7 @@ impl Resource {
         lock.granted = Some(pending.mode);
         lock.uses_value |= uses_value;
         lock.recovery = pending.flags.has(Flags::RECOVERY);
+        lock.since = cx.now;
         out.push(Event::Done {
             key: lock.key,
             op: pending.op,

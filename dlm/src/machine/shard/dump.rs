@@ -4,18 +4,20 @@ use super::Shard;
 use super::local::Place;
 use crate::dump::{ElsewhereDump, ResourceDump};
 use crate::wire::Operation;
+use quorate_membership::Instant;
 
 impl Shard {
     /// Adds this shard's resources, locks and what its recovery waits for.
     pub(crate) fn dump(
         &self,
+        now: Instant,
         resources: &mut Vec<ResourceDump>,
         elsewhere: &mut Vec<ElsewhereDump>,
         recovery: &mut Vec<String>,
     ) {
         for (name, mastered) in &self.masters {
             if mastered.resource.locks().next().is_some() || !mastered.resource.assumed().is_empty() {
-                resources.push(ResourceDump::of(name, self.config.me, &mastered.resource));
+                resources.push(ResourceDump::of(name, self.config.me, &mastered.resource, Some(now)));
             }
         }
         for (name, local) in self.names.iter().filter(|(_, n)| n.place != Place::Here) {
@@ -29,8 +31,9 @@ impl Shard {
                     Operation::New { mode, .. } | Operation::Convert { mode, .. } => Some(mode),
                     _ => None,
                 });
-                let (name, granted) = (name.clone(), lock.granted);
-                elsewhere.push(ElsewhereDump { name, master, id: id.0, granted, requested });
+                let (name, granted, owner) = (name.clone(), lock.granted, lock.owner);
+                let waits = lock.operations.first().map(|u| now.since(u.at));
+                elsewhere.push(ElsewhereDump { name, master, id: id.0, owner, granted, requested, waits });
             }
         }
         if self.is_member() && !self.is_ready {

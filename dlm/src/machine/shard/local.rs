@@ -9,7 +9,7 @@ use crate::{
     Completion, ConvertRequest, FencingToken, Flags, LockError, LockId, LockName, LockRequest, Mode, Range,
     UnlockRequest, ValueBlock,
 };
-use quorate_membership::{Epoch, Identity};
+use quorate_membership::{Epoch, Identity, Instant};
 use std::collections::BTreeSet;
 
 /// Where a name's master is.
@@ -40,6 +40,8 @@ pub(super) struct Underway {
     pub(super) is_sent: bool,
     /// The first map for which it was registered.
     pub(super) since: Option<Epoch>,
+    /// When it was asked for.
+    pub(super) at: Instant,
 }
 
 /// One lock of this node.
@@ -67,7 +69,7 @@ impl Shard {
     /// See [`LockError`]; nothing changed.
     pub(crate) fn request(
         &mut self,
-        now: quorate_membership::Instant,
+        now: Instant,
         id: LockId,
         request: LockRequest,
         out: &mut Vec<Output>,
@@ -116,7 +118,7 @@ impl Shard {
     /// See [`LockError`]; nothing changed.
     pub(crate) fn convert(
         &mut self,
-        now: quorate_membership::Instant,
+        now: Instant,
         id: LockId,
         request: ConvertRequest,
         out: &mut Vec<Output>,
@@ -137,7 +139,7 @@ impl Shard {
     /// See [`LockError`]; nothing changed.
     pub(crate) fn unlock(
         &mut self,
-        now: quorate_membership::Instant,
+        now: Instant,
         id: LockId,
         request: UnlockRequest,
         out: &mut Vec<Output>,
@@ -165,7 +167,7 @@ impl Shard {
     /// See [`LockError`]; nothing changed.
     pub(crate) fn cancel(
         &mut self,
-        now: quorate_membership::Instant,
+        now: Instant,
         id: LockId,
         out: &mut Vec<Output>,
     ) -> Result<(), LockError> {
@@ -190,7 +192,7 @@ impl Shard {
         let Some(lock) = self.locks.find_mut(&id.0) else { return };
         lock.next_op += 1;
         let numbered = Numbered { op: lock.next_op, operation };
-        lock.operations.push(Underway { numbered, is_sent: false, since: None });
+        lock.operations.push(Underway { numbered, is_sent: false, since: None, at: self.now });
         self.pass_on(id, out);
     }
 
@@ -215,8 +217,10 @@ impl Shard {
         }
         for numbered in due {
             if is_here {
+                self.stats.local += 1;
                 self.operate(&name, LockKey { node: self.config.me, id }, numbered, out);
             } else if let Place::At { master, generation } = place {
+                self.stats.out += 1;
                 self.send(master, Message::Operate { name: name.clone(), generation, id, numbered }, out);
             }
         }
@@ -301,6 +305,7 @@ impl Shard {
         let Some(lock) = self.locks.find_mut(&id.0) else { return };
         let Some(at) = lock.operations.iter().position(|u| u.numbered.op == op) else { return };
         let underway = lock.operations.remove(at);
+        self.stats.ended(&completion, self.now.since(underway.at));
         if let Completion::Granted(grant) = &completion {
             lock.grant(&underway.numbered.operation, grant, value_sequence);
         }

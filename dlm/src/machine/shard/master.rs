@@ -41,6 +41,7 @@ impl Shard {
                 _ => true,
             };
             if fits {
+                self.stats.r#in += 1;
                 self.operate(&name, LockKey { node: from, id }, numbered, out);
             }
         } else if self.is_looking(&name) {
@@ -61,8 +62,12 @@ impl Shard {
     ) {
         let mut events = core::mem::take(&mut self.events);
         let loses_unlock = self.has_bug(Bug::LoseUnlock) && key.node != self.config.me;
-        let cx =
-            Context { epoch: self.view.epoch, fenced: &self.passable, value_bytes: self.config.value_bytes };
+        let cx = Context {
+            epoch: self.view.epoch,
+            fenced: &self.passable,
+            value_bytes: self.config.value_bytes,
+            now: self.now,
+        };
         if let Some(mastered) = self.masters.get_mut(name) {
             let (op, resource) = (numbered.op, &mut mastered.resource);
             let result = match numbered.operation {

@@ -24,6 +24,7 @@ use recovery::Registration;
 
 use super::{Context, Event};
 use crate::bug::Bug;
+use crate::stats::LockspaceStats;
 use crate::table::Table;
 use crate::wire::{Generation, Message, Numbered, Relock};
 use crate::{Completion, LockId, LockName, Mode};
@@ -133,6 +134,7 @@ pub(crate) struct Shard {
     /// Messages to ourselves; empty between calls.
     inbox: VecDeque<Message>,
     events: Vec<Event>,
+    pub(crate) stats: LockspaceStats,
 }
 
 impl Shard {
@@ -157,6 +159,7 @@ impl Shard {
             unused: VecDeque::new(),
             inbox: VecDeque::new(),
             events: Vec::new(),
+            stats: LockspaceStats::default(),
         }
     }
 
@@ -180,6 +183,12 @@ impl Shard {
     /// When [`Input::Tick`] is due.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.unused.front().map(|(at, _)| *at + TOSS)
+    }
+
+    /// The time of the last input.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn now(&self) -> Instant {
+        self.now
     }
 
     /// The bucket map this shard works under.
@@ -268,7 +277,12 @@ impl Shard {
     }
 
     fn context(&self) -> Context<'_> {
-        Context { epoch: self.view.epoch, fenced: &self.passable, value_bytes: self.config.value_bytes }
+        Context {
+            epoch: self.view.epoch,
+            fenced: &self.passable,
+            value_bytes: self.config.value_bytes,
+            now: self.now,
+        }
     }
 
     fn owner_of(&self, name: &LockName) -> Option<Identity> {
