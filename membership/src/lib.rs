@@ -2,6 +2,7 @@
 
 #[cfg(feature = "driver")]
 pub mod driver;
+mod evidence;
 mod face;
 mod ids;
 mod lease;
@@ -15,6 +16,10 @@ pub mod sim;
 mod time;
 mod view;
 
+pub use evidence::{
+    BrokenPair, COUNTS_MAX, Count, Evidence, LOSS_WINDOW, NOTE_BYTES_MAX, OBSERVATIONS_MAX, Observation,
+    Report, Why,
+};
 pub use face::{
     BoxFuture, Membership, Runtime, SendError, ServiceId, SessionHandler, Sessions, ViewListener,
 };

@@ -1,6 +1,6 @@
 //! The view record: what the cluster has agreed on at one epoch (R4, R6).
 
-use crate::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId};
+use crate::{ClusterId, Epoch, Evidence, Identity, Incarnation, NodeId, ServerId, StateId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,6 +35,8 @@ pub struct View {
     pub lockspaces: BTreeMap<String, Epoch>,
     /// What this record was made for.
     pub cause: Cause,
+    /// Who reported what, and how it was counted: why this record was proposed.
+    pub evidence: Evidence,
 }
 
 /// What a record was made for: the answer to "why this view".
@@ -269,6 +271,7 @@ impl View {
             nonces: BTreeMap::new(),
             lockspaces: BTreeMap::new(),
             cause: Cause::Created,
+            evidence: Evidence::default(),
         }
     }
 

@@ -2,12 +2,12 @@
 //!
 //! Pure: a record in, the next record out.
 
-use crate::{Cause, Debt, DebtItem, Identity, NodeId, ResourceId, ResourceKind, View, VoterSet};
+use crate::{Cause, Debt, DebtItem, Evidence, Identity, NodeId, ResourceId, ResourceKind, View, VoterSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The record after `view`, unchanged but for number and cause.
 pub(crate) fn following(view: &View, cause: Cause) -> View {
-    View { epoch: view.epoch.next(), cause, ..view.clone() }
+    View { epoch: view.epoch.next(), cause, evidence: Evidence::default(), ..view.clone() }
 }
 
 /// The record after `view` without `lives`: their attachments become debts.
@@ -168,7 +168,8 @@ pub(crate) fn fault(view: &View) -> Option<&'static str> {
     let votes = view.voters.voters.values().all(|v| v.votes == 0);
     let limits = super::config::ROSTER_MAX < view.roster.len()
         || super::config::VOTERS_MAX < view.voters.voters.len()
-        || super::config::SERVERS_MAX < view.servers.len();
+        || super::config::SERVERS_MAX < view.servers.len()
+        || view.evidence.is_too_long();
     [
         (stranger, "an attachment of somebody who is no member"),
         (double, "a member in debt"),

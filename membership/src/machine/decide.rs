@@ -44,7 +44,8 @@ pub fn decide(view: &View, by: Identity, number: u64, request: &Request) -> Resu
         }
     }
     settle(&mut next);
-    let same = View { epoch: view.epoch, cause: view.cause.clone(), ..next.clone() } == *view;
+    let (cause, evidence) = (view.cause.clone(), view.evidence.clone());
+    let same = View { epoch: view.epoch, cause, evidence, ..next.clone() } == *view;
     Ok(if same { None } else { Some(next) })
 }
 
