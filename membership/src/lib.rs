@@ -8,12 +8,14 @@ mod ids;
 mod lease;
 pub mod machine;
 mod proof;
+mod quorum;
 mod request;
 mod rng;
 pub mod session;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod time;
+mod trust;
 mod view;
 
 pub use evidence::{
@@ -26,9 +28,13 @@ pub use face::{
 pub use ids::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId, UuidError};
 pub use lease::Lease;
 pub use proof::{Accept, Ballot, ChainError, Decision, verify_chain};
+pub use quorum::{
+    EXPECTED_VOTES_MAX, NODE_VOTES_MAX, QuorumOptions, Tally, TieBreaker, WINDOW_MS_MAX, WINDOW_MS_MIN,
+};
 pub use request::{AttachRequest, Proof, Refusal, Request, RequestError};
 pub use rng::Rng;
 pub use time::Instant;
+pub use trust::{CA_BYTES_MAX, CAS_MAX, REVOKED_MAX, Trust};
 pub use view::{
     Attachment, Cause, Debt, DebtItem, RESOURCE_NAME_BYTES_MAX, ResourceId, ResourceKind, Role, RosterEntry,
     Safety, ServerEntry, Stage, View, Voter, VoterSet,

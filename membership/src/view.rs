@@ -1,6 +1,8 @@
 //! The view record: what the cluster has agreed on at one epoch (R4, R6).
 
-use crate::{ClusterId, Epoch, Evidence, Identity, Incarnation, NodeId, ServerId, StateId};
+use crate::{
+    ClusterId, Epoch, Evidence, Identity, Incarnation, NodeId, QuorumOptions, ServerId, StateId, Trust,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +21,12 @@ pub struct View {
     pub roster: BTreeMap<NodeId, RosterEntry>,
     /// Who decides the next record.
     pub voters: VoterSet,
+    /// How the voter set follows the members (R5).
+    pub quorum: QuorumOptions,
+    /// The version of the protocols that members speak with each other. Only rises, and only here.
+    pub version: u8,
+    /// Whose certificates are believed, and which keys are not.
+    pub trust: Trust,
     /// Storage servers that are fences of this cluster.
     pub servers: BTreeMap<ServerId, ServerEntry>,
     /// What members use that would have to be cleaned up after them. Invariant: every owner is a member.
@@ -52,8 +60,29 @@ pub enum Cause {
     MissedStage(BTreeSet<Identity>),
     /// These lives came in.
     Joined(BTreeSet<Identity>),
-    /// The leader changed the voter set to fit the roster.
+    /// The leader changed the voter set to fit the roster and the quorum options.
     Voters,
+    /// These voters were away for the last-man-standing window: the rest, being quorate, goes on without their votes (R5).
+    LastManStanding(BTreeSet<NodeId>),
+    /// A witness came up in this life. It votes and is no member.
+    Witness(Identity),
+    /// All members and voters speak a newer version of the protocols.
+    Version {
+        /// Before.
+        from: u8,
+        /// From this record on.
+        to: u8,
+    },
+    /// A person declared that these nodes are off and gave the rest the quorum. **Not decided by a majority**: outside the
+    /// guarantees of everything here.
+    Forced {
+        /// The life that made the record.
+        by: Identity,
+        /// The person, as the admin socket knows it, and the reason given.
+        word: String,
+        /// Whom the person declared to be off.
+        off: BTreeSet<NodeId>,
+    },
     /// A member asked for it; `number` counts that member's requests.
     Request {
         /// Who.
@@ -83,6 +112,8 @@ pub enum Role {
     Voter,
     /// Watches and locks, never votes.
     Observer,
+    /// Votes and never becomes a member: an arbiter (R5).
+    Witness,
 }
 
 /// The acceptors of the next record with their votes (R4), and the tie breaker (R5).
@@ -92,6 +123,8 @@ pub struct VoterSet {
     pub voters: BTreeMap<NodeId, Voter>,
     /// This node has half a vote more.
     pub tie_breaker: Option<NodeId>,
+    /// The set counts as if it had at least so many votes; those that nobody has are never cast. Zero: as many as it has.
+    pub expected: u32,
 }
 
 /// One acceptor.
@@ -101,26 +134,6 @@ pub struct Voter {
     pub state: StateId,
     /// How many votes it has; zero votes are allowed and never help.
     pub votes: u32,
-}
-
-impl VoterSet {
-    /// Whether `who` holds a strict majority of all votes of the set, half a vote counted for the tie breaker.
-    ///
-    /// An acceptor with another state directory than the set's does not count.
-    #[must_use]
-    pub fn has_majority<'a>(&self, who: impl IntoIterator<Item = (&'a NodeId, &'a StateId)>) -> bool {
-        let halves =
-            |node: NodeId, votes: u32| 2 * u64::from(votes) + u64::from(self.tie_breaker == Some(node));
-        let all: u64 = self.voters.iter().map(|(n, v)| halves(*n, v.votes)).sum();
-        let unique: BTreeMap<&NodeId, &StateId> = who.into_iter().collect();
-        let some: u64 = unique
-            .into_iter()
-            .filter_map(|(n, state)| {
-                self.voters.get(n).filter(|v| v.state == *state).map(|v| halves(*n, v.votes))
-            })
-            .sum();
-        all < 2 * some
-    }
 }
 
 /// A storage server as the cluster knows it.
@@ -264,6 +277,9 @@ impl View {
             members: BTreeMap::new(),
             roster: BTreeMap::new(),
             voters: VoterSet::default(),
+            quorum: QuorumOptions::default(),
+            version: crate::machine::Versions::FIRST,
+            trust: Trust::default(),
             servers: BTreeMap::new(),
             attachments: BTreeSet::new(),
             debts: BTreeMap::new(),
@@ -300,56 +316,5 @@ impl View {
     /// Debts with an item for `resource`, oldest identity first.
     pub fn owing<'a>(&'a self, resource: &'a ResourceId) -> impl Iterator<Item = (Identity, &'a DebtItem)> {
         self.debts.iter().filter_map(move |(who, d)| d.items.get(resource).map(|i| (*who, i)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(votes: &[(u32, u32)], tie: Option<u32>) -> VoterSet {
-        let voters = votes
-            .iter()
-            .map(|(n, v)| (NodeId(*n), Voter { state: StateId::from_bytes([*n as u8; 16]), votes: *v }))
-            .collect();
-        VoterSet { voters, tie_breaker: tie.map(NodeId) }
-    }
-
-    fn majority(set: &VoterSet, who: &[u32]) -> bool {
-        let who: Vec<_> = who.iter().map(|n| (NodeId(*n), StateId::from_bytes([*n as u8; 16]))).collect();
-        set.has_majority(who.iter().map(|(n, s)| (n, s)))
-    }
-
-    #[test]
-    fn half_of_the_votes_is_no_majority() {
-        let four = set(&[(1, 1), (2, 1), (3, 1), (4, 1)], None);
-        assert!(!majority(&four, &[1, 2]));
-        assert!(majority(&four, &[1, 2, 3]));
-    }
-
-    #[test]
-    fn the_tie_breaker_decides_between_two_halves_and_only_there() {
-        let four = set(&[(1, 1), (2, 1), (3, 1), (4, 1)], Some(1));
-        assert!(majority(&four, &[1, 2]));
-        assert!(!majority(&four, &[3, 4]));
-        assert!(majority(&four, &[2, 3, 4]));
-        assert!(!majority(&four, &[1]));
-    }
-
-    #[test]
-    fn another_state_directory_is_another_acceptor() {
-        let one = set(&[(1, 1)], None);
-        assert!(!one.has_majority([(&NodeId(1), &StateId::from_bytes([9; 16]))]));
-    }
-
-    #[test]
-    fn naming_a_voter_twice_counts_it_once() {
-        let three = set(&[(1, 1), (2, 1), (3, 1)], None);
-        assert!(!majority(&three, &[1, 1]));
-    }
-
-    #[test]
-    fn no_voters_means_no_majority() {
-        assert!(!majority(&set(&[], None), &[]));
     }
 }

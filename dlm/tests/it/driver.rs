@@ -41,7 +41,7 @@ impl Cluster {
         let voter = |n: u32| Voter { state: StateId::from_bytes([n as u8; 16]), votes: 1 };
         let mut first = View::empty(ClusterId::from_bytes([7; 16]));
         let voters = (1..=count).map(|n| (NodeId(n), voter(n))).collect();
-        first.voters = VoterSet { voters, tie_breaker: None };
+        first.voters = VoterSet { voters, tie_breaker: None, expected: 0 };
         let cluster = Arc::new(Self::default());
         cluster.0.lock().unwrap().view =
             Some(Arc::new(join(&first, &(1..=count).map(|n| (life(n), 1)).collect())));

@@ -24,7 +24,7 @@ pub(crate) fn decision(epoch: u64, members: &[(u32, u64)], servers: &[ServerId])
     let view = View {
         epoch: Epoch(epoch),
         members: members.iter().map(|(n, i)| (NodeId(*n), Incarnation(*i))).collect(),
-        voters: VoterSet { voters, tie_breaker: None },
+        voters: VoterSet { voters, tie_breaker: None, expected: 0 },
         servers: servers.iter().map(|s| (*s, entry.clone())).collect(),
         ..View::empty(CLUSTER)
     };

@@ -10,7 +10,9 @@ use super::progress::Progress;
 use super::sessions::LaneInput;
 use super::storage::{Done, Order, Orders};
 use super::transport::{DATAGRAM_BYTES_MAX, Datagrams};
-use crate::machine::{CONTROL_BYTES_MAX, ControlMsg, Event, Input, Output, Peer, RequestId, StopReason};
+use crate::machine::{
+    CONTROL_BYTES_MAX, ControlMsg, Event, Input, Output, Peer, RequestId, StopReason, Versions,
+};
 use crate::{Incarnation, Instant, NodeId, Request, RequestError, StateId, View};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -160,11 +162,12 @@ impl Control {
                 let out = Arc::new(OutQueue::default());
                 self.links.insert(link, Link { peer, key, out: out.clone(), datagrams: datagrams.clone() });
                 let to = self.from_links.clone();
+                let speaks = self.parts.shared.member().speaks();
                 tokio::spawn(async move {
                     let why = tokio::select! {
                         result = write_out(&out, &mut *write) => result.err(),
-                        error = read_packets(peer, read, frames, &to) => Some(error),
-                        () = read_datagrams(peer, datagrams, &to) => None,
+                        error = read_packets(peer, speaks, read, frames, &to) => Some(error),
+                        () = read_datagrams(peer, speaks, datagrams, &to) => None,
                     };
                     let why = why.map_or_else(|| "closed".to_owned(), |e| e.to_string());
                     tracing::info!(target: "quorate_membership", peer = %peer.identity(), why, "disconnected");
@@ -259,7 +262,7 @@ impl Control {
 
     /// To each process of the node, over its newest connection.
     fn send(&self, to: NodeId, life: Option<Incarnation>, msg: &ControlMsg) {
-        let bytes = msg.encode();
+        let bytes = msg.encode(self.parts.shared.member().version_to(to));
         let fits = msg.is_periodic() && bytes.len() <= DATAGRAM_BYTES_MAX;
         let mut served: BTreeSet<Peer> = BTreeSet::new();
         let links = self.links.values().rev().filter(|l| l.peer.node == to);
@@ -355,6 +358,7 @@ pub(super) fn targets(
 
 async fn read_packets(
     peer: Peer,
+    speaks: Versions,
     mut read: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
     mut frames: FrameReader,
     to: &mpsc::Sender<FromLink>,
@@ -362,21 +366,26 @@ async fn read_packets(
     frames.set_limit(CONTROL_BYTES_MAX);
     loop {
         match frames.one(&mut *read).await {
-            Ok(bytes) => pass_on(peer, &bytes, to).await,
+            Ok(bytes) => pass_on(peer, speaks, &bytes, to).await,
             Err(error) => return error,
         }
     }
 }
 
-async fn read_datagrams(peer: Peer, datagrams: Option<Datagrams>, to: &mpsc::Sender<FromLink>) {
+async fn read_datagrams(
+    peer: Peer,
+    speaks: Versions,
+    datagrams: Option<Datagrams>,
+    to: &mpsc::Sender<FromLink>,
+) {
     let Some(datagrams) = datagrams else { return std::future::pending().await };
     while let Some(bytes) = datagrams.receive().await {
-        pass_on(peer, &bytes, to).await;
+        pass_on(peer, speaks, &bytes, to).await;
     }
 }
 
-async fn pass_on(from: Peer, bytes: &[u8], to: &mpsc::Sender<FromLink>) {
-    match ControlMsg::decode(bytes) {
+async fn pass_on(from: Peer, speaks: Versions, bytes: &[u8], to: &mpsc::Sender<FromLink>) {
+    match ControlMsg::decode(bytes, speaks) {
         Ok(msg) => drop(to.send(FromLink::Packet { from, msg }).await),
         Err(error) => {
             tracing::warn!(target: "quorate_membership", peer = %from.identity(), %error, "a message was dropped");

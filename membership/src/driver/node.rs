@@ -251,7 +251,8 @@ impl Node {
         let incarnation = dir.next_life()?;
         let identity = Identity::new(node, incarnation);
         let durable = dir.durable().clone();
-        let me = Me { cluster, identity, nonce, state: durable.state };
+        let speaks = config.timing.speaks;
+        let me = Me { cluster, identity, nonce, state: durable.state, speaks };
         let contacts: BTreeSet<NodeId> = config.peers.keys().copied().collect();
         let member = Member::new(config.timing.clone(), durable, nonce, contacts, seed, boottime())?;
         let view = member.view().cloned().unwrap_or_else(|| Arc::new(View::empty(cluster)));

@@ -89,6 +89,11 @@ impl Member {
             if decision.view.cluster != self.disk.cluster || change::fault(&decision.view).is_some() {
                 return more;
             }
+            if !self.config.speaks.speaks(decision.view.version) {
+                let (cluster, program) = (decision.view.version, self.config.speaks);
+                self.stop(StopReason::Version { cluster, epoch, program });
+                return more;
+            }
             if epoch != self.epoch().next() && !bug!(self, InstallsWithGaps) {
                 if !whole {
                     self.fetch_from(from);

@@ -166,6 +166,7 @@ pub(crate) fn fault(view: &View) -> Option<&'static str> {
     let life =
         view.members.iter().any(|(n, life)| view.lives.get(n) != Some(life) || !view.nonces.contains_key(n));
     let votes = view.voters.voters.values().all(|v| v.votes == 0);
+    let options = view.quorum.fault().or_else(|| view.trust.fault());
     let limits = super::config::ROSTER_MAX < view.roster.len()
         || super::config::VOTERS_MAX < view.voters.voters.len()
         || super::config::SERVERS_MAX < view.servers.len()
@@ -181,6 +182,7 @@ pub(crate) fn fault(view: &View) -> Option<&'static str> {
     .into_iter()
     .find(|(wrong, _)| *wrong)
     .map(|(_, what)| what)
+    .or(options)
 }
 
 /// Votes of the given voters, and of all.

@@ -1,5 +1,6 @@
 //! The knobs of the membership machine, each with its unit, range and relation to the others.
 
+use super::version::Versions;
 use core::time::Duration;
 
 /// How many voters a cluster may have: up to here the lowest live one leads with a pre-promised ballot (R5).
@@ -39,6 +40,8 @@ pub struct Config {
     pub retry_interval: Duration,
     /// Whether the leader changes the voter set by itself to fit the roster's roles (R5).
     pub admits_voters: bool,
+    /// The versions of the messages that this program speaks. [`Versions::CURRENT`] but in tests of the upgrade.
+    pub speaks: Versions,
 }
 
 /// A relation between two knobs that does not hold.
@@ -60,6 +63,7 @@ impl Config {
             stage_deadline: Duration::from_secs(30),
             retry_interval: Duration::from_millis(50),
             admits_voters: true,
+            speaks: Versions::CURRENT,
         }
     }
 
@@ -96,6 +100,7 @@ impl Config {
             (self.detection <= self.mesh_grace, "mesh_grace is below detection"),
             (self.detection * 2 <= self.request_deadline, "request_deadline is below twice detection"),
             (self.detection * 4 <= self.stage_deadline, "stage_deadline is below four times detection"),
+            (self.speaks.oldest <= self.speaks.newest, "no version is spoken"),
             (ms(1) <= self.retry_interval, "retry_interval is below 1 ms"),
             (self.retry_interval <= self.heartbeat_interval, "retry_interval is above heartbeat_interval"),
         ];

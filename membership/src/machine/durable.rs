@@ -91,8 +91,11 @@ impl Durable {
         state: StateId,
         roster: BTreeMap<NodeId, RosterEntry>,
     ) -> Self {
-        let voters =
-            VoterSet { voters: BTreeMap::from([(node, Voter { state, votes: 1 })]), tie_breaker: None };
+        let voters = VoterSet {
+            voters: BTreeMap::from([(node, Voter { state, votes: 1 })]),
+            tie_breaker: None,
+            expected: 0,
+        };
         let view = View { epoch: Epoch(1), roster, voters, cause: Cause::Created, ..View::empty(cluster) };
         let accept = Accept { state, ballot: Ballot::default(), acknowledged_ns_ago: BTreeMap::new() };
         let mut durable = Self::empty(cluster, node, state);

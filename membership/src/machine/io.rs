@@ -151,6 +151,18 @@ pub enum StopReason {
     /// The state disk failed; the node never runs on promises that are not durable (R4).
     #[error("the state could not be made durable")]
     Storage,
+    /// The cluster went on to a version of the messages that this program does not speak.
+    #[error(
+        "the cluster speaks version {cluster} since epoch {epoch}, this program speaks {program}: upgrade it"
+    )]
+    Version {
+        /// The cluster's.
+        cluster: u8,
+        /// The record that raised it, or the first one seen with it.
+        epoch: Epoch,
+        /// This program's.
+        program: super::Versions,
+    },
     /// It was away for so long that nobody has the records it missed.
     #[error("records after epoch {have} are not kept by anybody, the oldest is {oldest}")]
     TooFarBehind {

@@ -36,6 +36,8 @@ impl Member {
             wants_in: self.wants_in && !self.is_member(),
             hears: self.heard_nodes(),
             waits: self.waits,
+            speaks: self.config.speaks,
+            version: self.version(),
         };
         for to in self.others() {
             self.out.push(Output::Send { to, life: None, msg: ControlMsg::Heartbeat(beat.clone()) });

@@ -131,6 +131,12 @@ impl Member {
         self.me
     }
 
+    /// The versions of the messages that this program speaks.
+    #[must_use]
+    pub fn speaks(&self) -> super::Versions {
+        self.config.speaks
+    }
+
     /// The newest record installed here; `None` in a state directory that never learnt one.
     #[must_use]
     pub fn view(&self) -> Option<&Arc<View>> {

@@ -23,6 +23,7 @@ mod plan;
 mod proposer;
 mod requests;
 mod stages;
+mod version;
 mod wire;
 mod writes;
 
@@ -35,7 +36,7 @@ pub use decide::decide;
 pub use durable::{Accepted, CHAIN_KEPT_MAX, CHAIN_KEPT_MIN, Durable, Record, STATE_VERSION, StateError};
 pub use io::{Error, Event, Input, Output, Peer, RequestId, StopReason, Token};
 pub use member::Member;
+pub use version::Versions;
 pub use wire::{
-    Answer, CHAIN_BYTES_MAX, CONTROL_BYTES_MAX, CONTROL_VERSION, ControlMsg, Heartbeat, HeartbeatAck,
-    JoinRefusal, WireError,
+    Answer, CHAIN_BYTES_MAX, CONTROL_BYTES_MAX, ControlMsg, Heartbeat, HeartbeatAck, JoinRefusal, WireError,
 };

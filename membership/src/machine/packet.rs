@@ -36,7 +36,16 @@ impl Member {
         match self.judge(from) {
             Judged::Fine => {
                 self.heard(from);
+                let stale = match (&msg, &self.tip) {
+                    (ControlMsg::Heartbeat(beat), Some(tip)) if !beat.speaks.speaks(tip.version) => {
+                        Some(JoinRefusal::Version { cluster: tip.version, node: beat.speaks })
+                    }
+                    _ => None,
+                };
                 self.on_message(from, msg);
+                if let Some(refusal) = stale {
+                    self.refuse(from, refusal);
+                }
             }
             Judged::Past => {
                 if let ControlMsg::Heartbeat(beat) = msg {
@@ -106,7 +115,7 @@ impl Member {
             JoinRefusal::RolledBack { known } if self.me.incarnation <= known => {
                 self.stop(StopReason::RolledBack { known });
             }
-            JoinRefusal::NotInRoster(_) | JoinRefusal::Removed(_) => {
+            JoinRefusal::NotInRoster(_) | JoinRefusal::Removed(_) | JoinRefusal::Version { .. } => {
                 self.fetch_from(from.node);
                 self.event(Event::NotAdmitted(refusal));
             }

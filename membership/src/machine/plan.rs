@@ -88,7 +88,11 @@ impl Member {
             .filter(|(who, life)| {
                 let Some(beat) = &life.beat else { return false };
                 let hears_all = inside.iter().chain([&self.me.node]).all(|n| beat.hears.contains(n));
-                beat.wants_in && hears_all && fits(*who) && !self.has_live_elder(*who)
+                beat.wants_in
+                    && beat.speaks.speaks(tip.version)
+                    && hears_all
+                    && fits(*who)
+                    && !self.has_live_elder(*who)
             })
             .map(|(who, life)| (who, life.nonce))
             .collect();

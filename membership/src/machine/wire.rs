@@ -1,14 +1,13 @@
 //! The messages between membership machines: unreliable datagrams, which the machine itself repeats.
 //!
-//! Layout: one byte of version, then postcard. They travel outside the sessions (R2) and are never held back.
+//! Layout: one byte of version, then postcard; see [`Versions`](super::Versions) for which version. They travel outside the sessions (R2) and are never held back.
 
+use super::version::Versions;
 use crate::proof::{Accept, Ballot, Decision};
 use crate::{Epoch, Identity, Incarnation, NodeId, Refusal, Request, StateId, View};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// The version that a message starts with; another one is refused.
-pub const CONTROL_VERSION: u8 = 1;
 /// The longest message, in bytes, version included. The transport must carry this much.
 pub const CONTROL_BYTES_MAX: usize = 4 << 20;
 /// How many bytes of decisions one [`ControlMsg::Chain`] holds; a single larger decision goes alone.
@@ -110,6 +109,10 @@ pub struct Heartbeat {
     pub hears: BTreeSet<NodeId>,
     /// Whether the sender's part of a recovery waits for something else, so that no deadline counts (R7).
     pub waits: bool,
+    /// The versions of the messages that the sender speaks.
+    pub speaks: Versions,
+    /// The cluster's version as the sender knows it.
+    pub version: u8,
 }
 
 /// The answer to a heartbeat.
@@ -155,6 +158,14 @@ pub enum JoinRefusal {
     /// This life was removed.
     #[error("{0} was removed from the cluster")]
     Removed(Identity),
+    /// The node's program does not speak the cluster's version.
+    #[error("the cluster speaks version {cluster}, the program of this node speaks {node}: upgrade it")]
+    Version {
+        /// The cluster's.
+        cluster: u8,
+        /// The refused node's.
+        node: Versions,
+    },
 }
 
 /// Why bytes are no message. The packet is dropped and counted.
@@ -165,10 +176,12 @@ pub enum WireError {
     #[error("an empty message")]
     Empty,
     /// Another version.
-    #[error("control version {found}, this node speaks {CONTROL_VERSION}")]
+    #[error("control version {found}, this node speaks {speaks}")]
     Version {
         /// In the message.
         found: u8,
+        /// What the reader speaks.
+        speaks: Versions,
     },
     /// Above the limit.
     #[error("a control message of {size} bytes is above the limit of {CONTROL_BYTES_MAX}")]
@@ -182,27 +195,39 @@ pub enum WireError {
 }
 
 impl ControlMsg {
-    /// The bytes to send.
+    /// The bytes to send, in one version.
+    ///
+    /// # Panics
+    /// If this program does not write `version`: a mistake of the caller.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        postcard::to_extend(self, vec![CONTROL_VERSION]).expect("plain data into memory always encodes")
+    pub fn encode(&self, version: u8) -> Vec<u8> {
+        #[cfg(any(test, feature = "sim"))]
+        if version == Versions::NEXT.newest {
+            return next::encode(self);
+        }
+        assert!(Versions::CURRENT.speaks(version), "version {version} is not spoken here");
+        postcard::to_extend(self, vec![version]).expect("plain data into memory always encodes")
     }
 
-    /// Reads a message; hostile bytes give an error.
+    /// Reads a message of a version that is spoken; hostile bytes give an error.
     ///
     /// # Errors
     /// See [`WireError`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+    pub fn decode(bytes: &[u8], speaks: Versions) -> Result<Self, WireError> {
         if CONTROL_BYTES_MAX < bytes.len() {
             return Err(WireError::TooLarge { size: bytes.len() });
         }
-        match bytes.split_first() {
-            None => Err(WireError::Empty),
-            Some((&CONTROL_VERSION, rest)) => match postcard::take_from_bytes(rest) {
-                Ok((msg, [])) => Ok(msg),
-                _ => Err(WireError::Malformed),
-            },
-            Some((&found, _)) => Err(WireError::Version { found }),
+        let Some((&found, rest)) = bytes.split_first() else { return Err(WireError::Empty) };
+        if !speaks.speaks(found) {
+            return Err(WireError::Version { found, speaks });
+        }
+        #[cfg(any(test, feature = "sim"))]
+        if found == Versions::NEXT.newest {
+            return next::decode(rest);
+        }
+        match postcard::take_from_bytes(rest) {
+            Ok((msg, [])) => Ok(msg),
+            _ => Err(WireError::Malformed),
         }
     }
 
@@ -211,5 +236,41 @@ impl ControlMsg {
     #[must_use]
     pub fn is_periodic(&self) -> bool {
         matches!(self, Self::Heartbeat(_) | Self::HeartbeatAck(_) | Self::Probe | Self::ProbeAnswer)
+    }
+}
+
+/// The second version, which exists for tests of the upgrade: an acknowledgement is written with its fields in another
+/// order, so that a reader of the first version cannot take it for one.
+#[cfg(any(test, feature = "sim"))]
+mod next {
+    use super::{ControlMsg, HeartbeatAck, Versions, WireError};
+    use crate::{Epoch, StateId};
+
+    pub(super) fn encode(msg: &ControlMsg) -> Vec<u8> {
+        let version = Versions::NEXT.newest;
+        let done = match msg {
+            ControlMsg::HeartbeatAck(ack) => {
+                let fields = (ack.leases, ack.epoch, ack.state, ack.sent_ns);
+                postcard::to_extend(&fields, vec![version, b'a'])
+            }
+            other => postcard::to_extend(other, vec![version, b'o']),
+        };
+        done.expect("plain data into memory always encodes")
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<ControlMsg, WireError> {
+        match bytes.split_first() {
+            Some((b'a', rest)) => match postcard::take_from_bytes::<(bool, Epoch, StateId, u64)>(rest) {
+                Ok(((leases, epoch, state, sent_ns), [])) => {
+                    Ok(ControlMsg::HeartbeatAck(HeartbeatAck { sent_ns, epoch, state, leases }))
+                }
+                _ => Err(WireError::Malformed),
+            },
+            Some((b'o', rest)) => match postcard::take_from_bytes(rest) {
+                Ok((msg, [])) => Ok(msg),
+                _ => Err(WireError::Malformed),
+            },
+            _ => Err(WireError::Malformed),
+        }
     }
 }

@@ -8,6 +8,7 @@ use super::node::{Clock, SimNode, sync_time};
 use super::schedule::Schedule;
 use crate::machine::{
     Bug, Config, ControlMsg, Durable, Event, Input, Member, Output, Peer, RequestId, StopReason, Token,
+    Versions,
 };
 use crate::{
     ClusterId, Decision, Epoch, Identity, Incarnation, Instant, NodeId, Request, RequestError, Rng, Role,
@@ -102,7 +103,7 @@ pub enum Happening {
 
 #[derive(Debug)]
 enum Ev {
-    Deliver { to: NodeId, life: Option<Incarnation>, from: Peer, msg: Box<ControlMsg> },
+    Deliver { to: NodeId, life: Option<Incarnation>, from: Peer, version: u8, msg: Box<ControlMsg> },
     Synced { node: NodeId, process: u64, token: Token },
     Tick { node: NodeId, process: u64, at: Instant },
     LazySync { node: NodeId, process: u64 },
@@ -122,6 +123,8 @@ pub struct Cluster {
     happenings: Vec<Happening>,
     requests: u64,
     id: ClusterId,
+    /// The versions that the program on a host speaks, where they differ from the configuration's.
+    programs: BTreeMap<NodeId, Versions>,
     /// Sent messages and taken steps.
     pub steps: u64,
 }
@@ -153,7 +156,8 @@ impl Cluster {
             .collect();
         let network = Network::new(rng.child(), config.faults.clone());
         let schedule = Schedule::new();
-        Self { config, rng, schedule, network, nodes, happenings: Vec::new(), requests: 0, id, steps: 0 }
+        let (happenings, programs) = (Vec::new(), BTreeMap::new());
+        Self { config, rng, schedule, network, nodes, happenings, requests: 0, id, programs, steps: 0 }
     }
 
     /// Virtual time.
@@ -252,7 +256,8 @@ impl Cluster {
         let seed = self.rng.next_u64();
         let contacts = self.nodes.keys().copied().collect();
         let now = self.local_now(node);
-        let (machine, bug) = (self.config.machine.clone(), self.config.bug);
+        let (mut machine, bug) = (self.config.machine.clone(), self.config.bug);
+        machine.speaks = self.programs.get(&node).copied().unwrap_or(machine.speaks);
         let Some(host) = self.nodes.get_mut(&node).filter(|h| h.machine.is_none()) else { return };
         host.process += 1;
         host.old_disk.get_or_insert_with(|| host.disk.clone());
@@ -262,6 +267,11 @@ impl Cluster {
         member.plant(bug);
         host.machine = Some(member);
         self.feed(node, Input::Tick);
+    }
+
+    /// Another version of the program is put on a host; the next process there runs it.
+    pub fn set_program(&mut self, node: NodeId, speaks: Versions) {
+        self.programs.insert(node, speaks);
     }
 
     /// SIGKILL or loss of power: what was not synced is lost, or some of it.
@@ -340,9 +350,11 @@ impl Cluster {
         let Some((_, event)) = self.schedule.pop() else { return false };
         self.steps += 1;
         match event {
-            Ev::Deliver { to, life, from, msg } => {
-                let there = self.nodes.get(&to).and_then(|h| h.machine.as_ref()).map(|m| m.me().incarnation);
-                if life.is_none() || life == there {
+            Ev::Deliver { to, life, from, version, msg } => {
+                let member = self.nodes.get(&to).and_then(|h| h.machine.as_ref());
+                let there = member.map(|m| m.me().incarnation);
+                let understood = member.is_some_and(|m| m.speaks().speaks(version));
+                if understood && (life.is_none() || life == there) {
                     self.feed(to, Input::Packet { from, msg: *msg });
                 }
             }
@@ -444,10 +456,12 @@ impl Cluster {
         match output {
             Output::Send { to, life, msg } => {
                 // Through the encoding, as in life.
-                let msg = ControlMsg::decode(&msg.encode()).expect("what is encoded decodes");
+                let version = self.member(node).map_or(Versions::FIRST, |m| m.version_to(to));
+                let all = Versions { oldest: version, newest: version };
+                let msg = ControlMsg::decode(&msg.encode(version), all).expect("what is encoded decodes");
                 for at in self.network.arrivals(self.schedule.now(), node, to) {
                     let msg = Box::new(msg.clone());
-                    self.schedule.at(at, Ev::Deliver { to, life, from, msg });
+                    self.schedule.at(at, Ev::Deliver { to, life, from, version, msg });
                 }
             }
             Output::Persist { token, record, lazy } => {

@@ -1,6 +1,8 @@
 //! Scripted lives of small clusters: bring-up, crash, cold start, leave, and who is refused.
 
-use quorate_membership::machine::{ControlMsg, Durable, Event, Heartbeat, JoinRefusal, Peer, StopReason};
+use quorate_membership::machine::{
+    ControlMsg, Durable, Event, Heartbeat, JoinRefusal, Peer, StopReason, Versions,
+};
 use quorate_membership::sim::{Cluster, ClusterConfig, Happening};
 use quorate_membership::{
     AttachRequest, Cause, Identity, Incarnation, Instant, NodeId, Proof, Refusal, Request, RequestError,
@@ -356,6 +358,8 @@ fn heartbeat(world: &World, as_node: NodeId) -> ControlMsg {
         wants_in: true,
         hears: BTreeSet::from([N1, N2, N3]),
         waits: false,
+        speaks: Versions::CURRENT,
+        version: 1,
     })
 }
 
@@ -427,7 +431,7 @@ fn messages_changed_at_random_never_panic_a_machine() {
     ];
     let mut taken = 0;
     for round in 0..20_000 {
-        let mut bytes = samples[round % samples.len()].encode();
+        let mut bytes = samples[round % samples.len()].encode(Versions::FIRST);
         for _ in 0..=rng.below(3) {
             let at = rng.below(bytes.len() as u64) as usize;
             match rng.below(3) {
@@ -436,7 +440,7 @@ fn messages_changed_at_random_never_panic_a_machine() {
                 _ => bytes.truncate(at.max(1)),
             }
         }
-        if let Ok(msg) = ControlMsg::decode(&bytes) {
+        if let Ok(msg) = ControlMsg::decode(&bytes, Versions::CURRENT) {
             taken += 1;
             world.cluster.inject(N1, from, msg);
         }

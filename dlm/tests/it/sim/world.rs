@@ -108,7 +108,7 @@ impl World {
         let voter = |n: u32| Voter { state: StateId::from_bytes([n as u8; 16]), votes: 1 };
         let voters = (1..=count).map(|n| (NodeId(n), voter(n))).collect();
         let mut first = View::empty(ClusterId::from_bytes([7; 16]));
-        first.voters = VoterSet { voters, tie_breaker: None };
+        first.voters = VoterSet { voters, tie_breaker: None, expected: 0 };
         let lives = (1..=count).map(|n| (Identity::new(NodeId(n), Incarnation(1)), 1)).collect();
         let view = join(&first, &lives);
         let mut world = Self {

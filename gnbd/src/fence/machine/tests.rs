@@ -13,6 +13,7 @@ fn decision(epoch: u64, members: &[(u32, u64)], servers: &[ServerId]) -> Decisio
     let voters = VoterSet {
         voters: (1..=3).map(|n| (NodeId(n), Voter { state: state(n), votes: 1 })).collect(),
         tie_breaker: None,
+        expected: 0,
     };
     let entry = ServerEntry { name: "s".into(), address: "127.0.0.1:1".into() };
     let view = View {

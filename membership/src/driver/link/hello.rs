@@ -5,7 +5,7 @@
 use super::frames::{FrameReader, frame};
 use crate::driver::pki::{PeerCertificate, Subject};
 use crate::driver::transport::{Channel, Datagrams, Lane};
-use crate::machine::{CONTROL_VERSION, Peer};
+use crate::machine::{Peer, Versions};
 use crate::session::SESSION_VERSION;
 use crate::{ClusterId, Identity, Incarnation, NodeId, StateId};
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ const MAGIC: [u8; 8] = *b"quorate\x01";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Hello {
     magic: [u8; 8],
-    control: u8,
+    speaks: Versions,
     sessions: u16,
     lane: u8,
     cluster: ClusterId,
@@ -42,7 +42,7 @@ pub enum HelloRefusal {
     #[error("protocol versions differ: control {control} and sessions {sessions} are spoken here")]
     Version {
         /// What the refusing end speaks.
-        control: u8,
+        control: Versions,
         /// What the refusing end speaks.
         sessions: u16,
     },
@@ -89,6 +89,7 @@ pub(crate) struct Me {
     pub(crate) identity: Identity,
     pub(crate) nonce: u64,
     pub(crate) state: StateId,
+    pub(crate) speaks: Versions,
 }
 
 /// The keys of the newest roster; without one yet, the cluster's CA alone decides.
@@ -162,7 +163,7 @@ async fn talk(
     let mut frames = FrameReader::new(HELLO_BYTES_MAX);
     let ours = Hello {
         magic: MAGIC,
-        control: CONTROL_VERSION,
+        speaks: me.speaks,
         sessions: SESSION_VERSION,
         lane: lane as u8,
         cluster: me.cluster,
@@ -190,10 +191,10 @@ fn judge(
     certificate: &PeerCertificate,
     dialled: Option<NodeId>,
 ) -> Result<(), HelloRefusal> {
-    if (ours.magic, ours.control, ours.sessions, ours.lane)
-        != (theirs.magic, theirs.control, theirs.sessions, theirs.lane)
+    if (ours.magic, ours.sessions, ours.lane) != (theirs.magic, theirs.sessions, theirs.lane)
+        || ours.speaks.common(theirs.speaks).is_none()
     {
-        return Err(HelloRefusal::Version { control: CONTROL_VERSION, sessions: SESSION_VERSION });
+        return Err(HelloRefusal::Version { control: ours.speaks, sessions: SESSION_VERSION });
     }
     if ours.cluster != theirs.cluster || certificate.cluster != ours.cluster {
         return Err(HelloRefusal::OtherCluster { here: ours.cluster });

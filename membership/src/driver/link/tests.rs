@@ -6,6 +6,7 @@ use crate::driver::pki::{Ca, Credentials, PeerCertificate};
 use crate::driver::transport::{
     Channel, DATAGRAM_BYTES_MAX, Lane, MemoryNetwork, QuicTransport, TcpTransport, Transport, TransportError,
 };
+use crate::machine::Versions;
 use crate::{ClusterId, Identity, Incarnation, NodeId, StateId};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -64,6 +65,7 @@ fn quic(credentials: Credentials) -> Arc<dyn Transport> {
 
 fn me(node: u32) -> Me {
     Me {
+        speaks: Versions::CURRENT,
         cluster: CLUSTER,
         identity: Identity::new(NodeId(node), Incarnation(u64::from(node))),
         nonce: u64::from(node),

@@ -1,0 +1,81 @@
+//! Which versions of the messages a program speaks, and in which one it writes to whom: rolling upgrade.
+//!
+//! The cluster's version is a field of the view record. It rises by a decided record alone, once all members and voters
+//! announced that they speak the next one; from that record on, messages are written in it.
+
+use super::member::Member;
+use crate::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// The versions a program speaks, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// The oldest.
+    pub oldest: u8,
+    /// The newest.
+    pub newest: u8,
+}
+
+impl Versions {
+    /// The version every new cluster begins with.
+    pub const FIRST: u8 = 1;
+
+    /// What this program speaks.
+    pub const CURRENT: Self = Self { oldest: 1, newest: 1 };
+
+    /// What a program after this one would speak: a second version that differs in how acknowledgements are written. It
+    /// exists for tests of the upgrade only.
+    #[cfg(any(test, feature = "sim"))]
+    pub const NEXT: Self = Self { oldest: 1, newest: 2 };
+
+    /// What a program speaks that has given up the first version. For tests of the upgrade only.
+    #[cfg(any(test, feature = "sim"))]
+    pub const AFTER_NEXT: Self = Self { oldest: 2, newest: 2 };
+
+    /// Whether `version` is one of them.
+    #[must_use]
+    pub fn speaks(self, version: u8) -> bool {
+        (self.oldest..=self.newest).contains(&version)
+    }
+
+    /// The newest version that both speak.
+    #[must_use]
+    pub fn common(self, other: Self) -> Option<u8> {
+        let newest = self.newest.min(other.newest);
+        (self.speaks(newest) && other.speaks(newest)).then_some(newest)
+    }
+}
+
+impl core::fmt::Display for Versions {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        if self.oldest == self.newest {
+            write!(f, "{}", self.oldest)
+        } else {
+            write!(f, "{} to {}", self.oldest, self.newest)
+        }
+    }
+}
+
+impl Member {
+    /// The version of the newest record; before there is one, what others say it is, else the oldest spoken here.
+    #[must_use]
+    pub fn version(&self) -> u8 {
+        let speaks = self.config.speaks;
+        let heard = || self.live_lives().filter_map(|(_, l)| l.beat.as_ref()).map(|b| b.version).max();
+        let version = self.tip.as_ref().map(|v| v.version).or_else(heard);
+        version.unwrap_or(speaks.oldest).clamp(speaks.oldest, speaks.newest)
+    }
+
+    /// In which version to write to `node`: the cluster's; for a node that does not speak it, the newest one that both
+    /// speak, so that it understands why it is refused.
+    #[must_use]
+    pub fn version_to(&self, node: NodeId) -> u8 {
+        let version = self.version();
+        let lives = self.peers.lives.iter().rev().filter(|(who, _)| who.node == node);
+        let newest = lives.filter_map(|(_, l)| l.beat.as_ref()).map(|b| b.speaks).next();
+        match newest {
+            Some(theirs) if !theirs.speaks(version) => theirs.common(self.config.speaks).unwrap_or(version),
+            _ => version,
+        }
+    }
+}
