@@ -110,7 +110,7 @@ fn granted(completion: Completion) -> Result<Grant, LockFailure> {
         Completion::Granted(grant) => Ok(grant),
         Completion::Again | Completion::Recovering => Err(LockFailure::Held),
         Completion::Stopped | Completion::Unlocked => Err(LockFailure::Stopped),
-        Completion::Deadlock | Completion::Cancelled => Err(LockFailure::Withdrawn),
+        Completion::Deadlock | Completion::Cancelled | Completion::TimedOut => Err(LockFailure::Withdrawn),
     }
 }
 
@@ -134,7 +134,7 @@ impl Lock {
         flags: Flags,
         value: Option<ValueBlock>,
     ) -> Result<Grant, LockFailure> {
-        self.lockspace.convert(self.id, ConvertRequest { mode, flags, value })?;
+        self.lockspace.convert(self.id, ConvertRequest::new(mode).flags(flags).value(value))?;
         granted(Completed(&self.slot).await)
     }
 

@@ -3,9 +3,9 @@
 //! Two implementations stand behind the traits: the distributed one, and `local`, a complete lock
 //! manager of one node.
 
-use crate::Mode;
+use crate::{ConvertRequest, LockRequest, Mode, UnlockRequest};
 use core::fmt;
-use quorate_membership::{BoxFuture, Epoch};
+use quorate_membership::{BoxFuture, Epoch, NodeId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -106,124 +106,19 @@ impl Range {
     pub fn overlaps(self, other: Self) -> bool {
         self.start <= other.end && other.start <= self.end
     }
-}
 
-/// Options of requests, named as in libdlm without `LKF_`. A set of bits with libdlm's values.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Flags(pub u32);
-
-impl Flags {
-    /// None.
-    pub const NONE: Self = Self(0);
-    /// Fail with `Again` rather than wait.
-    pub const NOQUEUE: Self = Self(0x1);
-    /// Take part in the transfer of the value block.
-    pub const VALBLK: Self = Self(0x8);
-    /// A conversion waits its turn behind queued conversions.
-    pub const QUECVT: Self = Self(0x10);
-    /// Leaving PW or EX marks the value block invalid instead of writing it.
-    pub const IVVALBLK: Self = Self(0x20);
-    /// On a conversion deadlock demote to NL and stay queued.
-    pub const CONVDEADLK: Self = Self(0x40);
-    /// The lock outlives its process as an orphan.
-    pub const PERSISTENT: Self = Self(0x80);
-    /// Never the victim of a conversion deadlock.
-    pub const NODLCKWT: Self = Self(0x100);
-    /// A new NL lock is granted at once.
-    pub const EXPEDITE: Self = Self(0x400);
-    /// With NOQUEUE: still tell the holders.
-    pub const NOQUEUEBAST: Self = Self(0x800);
-    /// Queue at the head.
-    pub const HEADQUE: Self = Self(0x1000);
-    /// Grant as soon as compatible, out of order.
-    pub const NOORDER: Self = Self(0x2000);
-    /// Take over an orphan.
-    pub const ORPHAN: Self = Self(0x4000);
-    /// If not grantable at once, try PR.
-    pub const ALTPR: Self = Self(0x8000);
-    /// If not grantable at once, try CW.
-    pub const ALTCW: Self = Self(0x1_0000);
-    /// Unlock whatever the lock's state.
-    pub const FORCEUNLOCK: Self = Self(0x2_0000);
-    /// Ours: pass through the holds of a failed node; for recovery participants (R14).
-    pub const RECOVERY: Self = Self(0x100_0000);
-    /// Ours: fail with `Recovering` rather than wait for the recovery of a failed node.
-    pub const NORECOVERYWAIT: Self = Self(0x200_0000);
-
-    /// Whether all of `other` are set.
+    /// Whether every byte of `other` is in it.
     #[must_use]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
+    pub fn contains(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
     }
 
-    /// Both.
+    /// The bytes in both.
     #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        let both = Self { start: self.start.max(other.start), end: self.end.min(other.end) };
+        self.overlaps(other).then_some(both)
     }
-}
-
-impl core::ops::BitOr for Flags {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        self.with(other)
-    }
-}
-
-impl fmt::Debug for Flags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Flags({:#x})", self.0)
-    }
-}
-
-/// A new lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LockRequest {
-    /// On which resource.
-    pub name: LockName,
-    /// In which mode.
-    pub mode: Mode,
-    /// On which part; conflicts need overlapping ranges.
-    pub range: Range,
-    /// Options.
-    pub flags: Flags,
-    /// Who asks within the node, for displays and deadlock search: a process id, a file owner.
-    pub owner: u64,
-}
-
-impl LockRequest {
-    /// A lock of the whole resource without options.
-    #[must_use]
-    pub fn new(name: LockName, mode: Mode) -> Self {
-        Self { name, mode, range: Range::ALL, flags: Flags::NONE, owner: 0 }
-    }
-
-    /// With these options.
-    #[must_use]
-    pub fn flags(mut self, flags: Flags) -> Self {
-        self.flags = flags;
-        self
-    }
-}
-
-/// A change of a granted lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConvertRequest {
-    /// To which mode.
-    pub mode: Mode,
-    /// Options.
-    pub flags: Flags,
-    /// The value block to write, where the conversion writes one (VALBLK, from PW or EX).
-    pub value: Option<ValueBlock>,
-}
-
-/// The end of a lock.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UnlockRequest {
-    /// VALBLK, IVVALBLK, FORCEUNLOCK.
-    pub flags: Flags,
-    /// The value block to write (VALBLK, from PW or EX).
-    pub value: Option<ValueBlock>,
 }
 
 /// How an operation ended. Exactly one comes for every operation that was taken on; but an unlock ends what the lock
@@ -242,6 +137,8 @@ pub enum Completion {
     Unlocked,
     /// NORECOVERYWAIT, and the name may be held by a failed node. As for `Again`.
     Recovering,
+    /// The request's time was over before it was granted. As for `Again`.
+    TimedOut,
     /// The lockspace was stopped (this life of the node is over). The lock is gone.
     Stopped,
 }
@@ -273,9 +170,12 @@ pub enum LockError {
     /// Another operation is pending on the lock.
     #[error("another operation is pending on the lock")]
     Busy,
-    /// There is no such lock.
+    /// There is no such lock; or, for a request with ORPHAN, no orphan of that name on this node.
     #[error("no such lock")]
     NotFound,
+    /// ORPHAN: there is an orphan of that name, but none in the mode asked for (libdlm's EAGAIN).
+    #[error("the orphan has another mode")]
+    OtherMode,
     /// The lockspace is stopped on this node.
     #[error("the lockspace is stopped on this node")]
     Stopped,
@@ -316,6 +216,13 @@ pub trait Lockspace: Send + Sync {
     /// # Errors
     /// See [`LockError`].
     fn cancel(&self, id: LockId) -> Result<(), LockError>;
+    /// An owner within this node has ended: its locks are given up, what it waits for is withdrawn. A value block that it
+    /// might have been writing (PW or EX with VALBLK) becomes invalid. Locks with PERSISTENT become orphans: they stay,
+    /// are told of nothing any more, and are adopted by a request with ORPHAN or ended by [`Self::purge`]. `owner` is not 0.
+    fn close_owner(&self, owner: u64);
+    /// Ends the orphans that `node` has in this lockspace: of process `pid` (the low 32 bits of their owner), or all of
+    /// them with 0. Locks of living owners are not touched.
+    fn purge(&self, node: NodeId, pid: u32);
 }
 
 /// Opens lockspaces.

@@ -63,6 +63,7 @@ mod dump;
 pub mod local;
 mod machine;
 mod mode;
+mod request;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod stats;
@@ -70,11 +71,11 @@ mod table;
 mod wire;
 
 pub use api::{
-    Completion, ConvertRequest, FencingToken, Flags, Grant, JoinError, LockCallbacks, LockError, LockId,
-    LockManager, LockName, LockRequest, Lockspace, LockspaceOptions, NAME_BYTES_MAX, NameTooLong, Range,
-    UnlockRequest, ValueBlock,
+    Completion, FencingToken, Grant, JoinError, LockCallbacks, LockError, LockId, LockManager, LockName,
+    Lockspace, LockspaceOptions, NAME_BYTES_MAX, NameTooLong, Range, ValueBlock,
 };
 pub use driver::Dlm;
 pub use dump::{ElsewhereDump, LockDump, LockspaceDump, ResourceDump};
 pub use mode::Mode;
+pub use request::{ConvertRequest, Flags, LockRequest, UnlockRequest};
 pub use stats::{LockspaceStats, WAIT_BUCKETS, WaitHistogram};

@@ -10,7 +10,7 @@ use crate::{
     Completion, ConvertRequest, ElsewhereDump, LockError, LockId, LockName, LockRequest, LockspaceDump,
     LockspaceOptions, Mode, Range, ResourceDump, UnlockRequest,
 };
-use quorate_membership::{Epoch, Identity, Instant, View};
+use quorate_membership::{Epoch, Identity, Instant, NodeId, View};
 
 pub use crate::bug::Bug;
 
@@ -124,7 +124,7 @@ impl Node {
         let id = LockId(self.next_id * u64::from(SHARDS) + u64::from(index));
         self.next_id += 1;
         let (result, effects) = self.with(id, |shard, out| shard.request(now, id, request, out));
-        (result.map(|()| id), effects)
+        (result, effects)
     }
 
     /// Another mode.
@@ -159,6 +159,21 @@ impl Node {
     /// See [`LockError`].
     pub fn cancel(&mut self, now: Instant, id: LockId) -> (Result<(), LockError>, Vec<Effect>) {
         self.with(id, |shard, out| shard.cancel(now, id, out))
+    }
+
+    /// An owner of this node has ended.
+    pub fn close_owner(&mut self, now: Instant, owner: u64) -> Vec<Effect> {
+        self.each(now, |shard, out| shard.close_owner(now, owner, out))
+    }
+
+    /// Ends orphans of a node: of one process, or all with 0.
+    pub fn purge(&mut self, now: Instant, node: NodeId, pid: u32) -> Vec<Effect> {
+        self.each(now, |shard, out| shard.purge(now, (node, pid), out))
+    }
+
+    /// Ends every lock of this node, as if all its owners had ended.
+    pub fn end_all(&mut self, now: Instant) -> Vec<Effect> {
+        self.each(now, |shard, out| shard.end_all(now, out))
     }
 
     /// Modes in which locks of this node may be used now: what they are giving up does not count.
@@ -228,6 +243,8 @@ impl Node {
                     let shard = u8::try_from(index).unwrap_or(0);
                     Effect::Send { to, bytes: Frame { space, shard, map, options, message }.encode() }
                 }
+                // Its user is gone.
+                Output::Orphaned { .. } => continue,
                 Output::Done { id, completion } => Effect::Done { id, completion },
                 Output::Blocking { id, mode } => Effect::Blocking { id, mode },
                 Output::Ready { map } => {

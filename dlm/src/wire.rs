@@ -32,9 +32,9 @@ pub(crate) struct Generation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Operation {
     /// A new lock.
-    New { mode: Mode, range: Range, flags: Flags, owner: u64 },
-    /// Another mode.
-    Convert { mode: Mode, flags: Flags, value: Option<ValueBlock> },
+    New { mode: Mode, range: Range, flags: Flags, owner: u64, priority: i8 },
+    /// Another mode, and another range if there is one.
+    Convert { mode: Mode, range: Option<Range>, flags: Flags, value: Option<ValueBlock>, priority: i8 },
     /// The end.
     Unlock { flags: Flags, value: Option<ValueBlock> },
     /// Withdraw what the lock waits for.
@@ -120,6 +120,10 @@ pub(crate) enum Message {
     Leaving { values: Vec<(LockId, Option<ValueBlock>, u64, bool)>, last: bool },
     /// Everything you sent before `Leaving` has arrived.
     LeavingAck,
+    /// My lock belongs to another owner of this node now.
+    Owner { name: LockName, id: LockId, owner: u64 },
+    /// End your orphans of this process (0: of all).
+    Purge { pid: u32 },
 }
 
 /// A message with its address.
@@ -182,7 +186,9 @@ fn check_value(value: Option<&ValueBlock>) -> Result<(), WireError> {
 impl Operation {
     fn check(&self) -> Result<(), WireError> {
         match self {
-            Self::New { range, .. } if range.end < range.start => Err(WireError::Limit("a range")),
+            Self::New { range, .. } | Self::Convert { range: Some(range), .. } if range.end < range.start => {
+                Err(WireError::Limit("a range"))
+            }
             Self::Convert { value, .. } | Self::Unlock { value, .. } => check_value(value.as_ref()),
             _ => Ok(()),
         }
@@ -237,7 +243,13 @@ mod tests {
         let generation = Generation { map: Epoch(4), number: 17 };
         let numbered = Numbered {
             op: 3,
-            operation: Operation::Convert { mode: Mode::NL, flags: Flags::VALBLK, value: Some(vec![1; 32]) },
+            operation: Operation::Convert {
+                mode: Mode::NL,
+                range: Some(Range { start: 1, end: 2 }),
+                flags: Flags::VALBLK,
+                value: Some(vec![1; 32]),
+                priority: 1,
+            },
         };
         let lock = Relock {
             name: name.clone(),

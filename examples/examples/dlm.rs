@@ -48,7 +48,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // Going down from EX writes the value block, and lets the reader in.
     let mut value = b"last job: 17".to_vec();
     value.resize(one.value_bytes(), 0);
-    one.convert(first, ConvertRequest { mode: Mode::NL, flags: Flags::VALBLK, value: Some(value) })?;
+    one.convert(first, ConvertRequest::new(Mode::NL).flags(Flags::VALBLK).value(value))?;
     two.unlock(second, UnlockRequest::default())?;
     one.unlock(first, UnlockRequest::default())?;
     Ok(())

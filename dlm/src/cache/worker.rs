@@ -142,7 +142,7 @@ impl Entry {
         let mode = to.map_or(Mode::NL, CacheMode::lock_mode);
         let flags = if write { Flags::VALBLK } else { Flags::NONE };
         let kept = write.then(|| value.clone());
-        let request = ConvertRequest { mode, flags, value: write.then_some(value) };
+        let request = ConvertRequest::new(mode).flags(flags).value(write.then_some(value));
         let Some(id) = lock(&self.state).id else { return self.stop("the lock is gone") };
         match self.operate(false, || self.cache.lockspace.convert(id, request)).await {
             Ok(Completion::Granted(_)) => {
@@ -205,10 +205,9 @@ impl Entry {
         }
         let result = self
             .operate(wish.recovery, || match id {
-                Some(id) => self
-                    .cache
-                    .lockspace
-                    .convert(id, ConvertRequest { mode: mode.lock_mode(), flags, value: None }),
+                Some(id) => {
+                    self.cache.lockspace.convert(id, ConvertRequest::new(mode.lock_mode()).flags(flags))
+                }
                 None => {
                     let request = LockRequest::new(self.name.clone(), mode.lock_mode()).flags(flags);
                     let callbacks = Arc::new(EntryCallbacks(self.clone()));

@@ -27,8 +27,10 @@ use std::sync::{Arc, Mutex, Weak};
 const RETRY: Duration = Duration::from_millis(100);
 /// How often a join is proposed before it is given up.
 const JOIN_TRIES: u32 = 100;
-/// How often resources without users are looked for.
-const TOSS_PERIOD: Duration = Duration::from_millis(500);
+/// How long the task for deadlines sleeps at least, so that many small deadlines cost one wake-up.
+const TICK_MIN: Duration = Duration::from_millis(2);
+/// How long it sleeps at most: deadlines that nobody announces (unused resources) come so late.
+const TICK_MAX: Duration = Duration::from_millis(500);
 /// How often a frozen node looks whether it may answer again.
 const FROZEN_POLL: Duration = Duration::from_millis(5);
 
@@ -45,6 +47,8 @@ pub struct Dlm {
     is_thawing: AtomicBool,
     /// Told when a view came, a shard got further, or all is over.
     changed: Event,
+    /// Told when a deadline may have come nearer.
+    timer: Event,
 }
 
 #[derive(Default)]
@@ -79,11 +83,12 @@ impl Dlm {
             next_id: AtomicU64::new(1),
             is_thawing: AtomicBool::new(false),
             changed: Event::new(),
+            timer: Event::new(),
         });
         sessions.register(ServiceId::DLM, dlm.clone());
         membership.subscribe(dlm.clone());
         let weak = Arc::downgrade(&dlm);
-        runtime.clone().spawn(Box::pin(toss(weak, runtime)));
+        runtime.clone().spawn(Box::pin(tick(weak, runtime)));
         dlm
     }
 
@@ -313,10 +318,19 @@ impl Dlm {
     }
 }
 
-/// Gives up mastery of resources that nobody uses, as long as the lock manager lives.
-async fn toss(dlm: Weak<Dlm>, runtime: Arc<dyn Runtime>) {
+/// Feeds the shards their deadlines, as long as the lock manager lives.
+async fn tick(dlm: Weak<Dlm>, runtime: Arc<dyn Runtime>) {
     loop {
-        runtime.sleep_until(runtime.now() + TOSS_PERIOD).await;
+        let (sooner, at) = {
+            let Some(dlm) = dlm.upgrade() else { return };
+            // Listening before looking: a deadline that is made meanwhile is not missed.
+            let sooner = dlm.timer.listen();
+            let at = dlm.all().iter().filter_map(|s| s.next_deadline()).min();
+            (sooner, at)
+        };
+        let (soonest, latest) = (runtime.now() + TICK_MIN, runtime.now() + TICK_MAX);
+        let sleep = runtime.sleep_until(at.map_or(latest, |at| at.min(latest)).max(soonest));
+        futures_util::future::select(sooner, sleep).await;
         let Some(dlm) = dlm.upgrade() else { return };
         if dlm.is_stopped() {
             return;

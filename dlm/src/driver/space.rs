@@ -10,7 +10,7 @@ use crate::{
     Completion, ConvertRequest, JoinError, LockCallbacks, LockError, LockId, LockRequest, Lockspace,
     LockspaceDump, LockspaceOptions, LockspaceStats, Mode, UnlockRequest,
 };
-use quorate_membership::{Epoch, Identity, Instant, View};
+use quorate_membership::{Epoch, Identity, Instant, NodeId, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -102,6 +102,9 @@ impl Space {
                     }
                     entered.call(id, Call::Done(completion));
                 }
+                Output::Orphaned { id } => {
+                    entered.callbacks.remove(&id.0);
+                }
                 Output::Blocking { id, mode } => entered.call(id, Call::Blocking(mode)),
                 Output::Ready { map } => self.on_ready(dlm, index, map),
                 Output::Quiet => {
@@ -156,6 +159,20 @@ impl Space {
         dlm.deliver(self, index);
     }
 
+    /// Enters every shard in turn, and makes the calls that follow.
+    fn each(&self, dlm: &Arc<Dlm>, work: impl Fn(&mut Shard, Instant, &mut Vec<Output>)) {
+        let now = dlm.now();
+        for index in 0..self.shards.len() {
+            self.enter(dlm, index, |e| work(&mut e.machine, now, &mut e.out));
+            dlm.deliver(self, index);
+        }
+    }
+
+    /// When [`Self::tick`] is due.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.shards.iter().filter_map(|s| lock(s).machine.next_deadline()).min()
+    }
+
     pub(super) fn tick(&self, dlm: &Arc<Dlm>, now: Instant) {
         for index in 0..self.shards.len() {
             self.enter(dlm, index, |e| {
@@ -163,6 +180,7 @@ impl Space {
                     e.machine.handle(now, Input::Tick, &mut e.out);
                 }
             });
+            dlm.deliver(self, index);
         }
     }
 
@@ -331,18 +349,23 @@ impl Lockspace for Handle {
             if self.space.is_closed.load(Ordering::Acquire) {
                 return Err(LockError::Stopped);
             }
+            let is_limited = request.timeout.is_some();
+            // An adopted orphan keeps its number.
+            let id = e.machine.request(now, id, request, &mut e.out)?;
             e.callbacks.insert(id.0, callbacks);
-            let result = e.machine.request(now, id, request, &mut e.out);
-            if result.is_err() {
-                e.callbacks.remove(&id.0);
+            if is_limited {
+                self.dlm.timer.notify(usize::MAX);
             }
-            result
+            Ok(id)
         });
         self.dlm.deliver(&self.space, index);
-        result.unwrap_or(Err(LockError::NotFound)).map(|()| id)
+        result.unwrap_or(Err(LockError::NotFound))
     }
 
     fn convert(&self, id: LockId, request: ConvertRequest) -> Result<(), LockError> {
+        if request.timeout.is_some() {
+            self.dlm.timer.notify(usize::MAX);
+        }
         self.with_lock(id, |shard, now, out| shard.convert(now, id, request, out))
     }
 
@@ -352,5 +375,13 @@ impl Lockspace for Handle {
 
     fn cancel(&self, id: LockId) -> Result<(), LockError> {
         self.with_lock(id, |shard, now, out| shard.cancel(now, id, out))
+    }
+
+    fn close_owner(&self, owner: u64) {
+        self.space.each(&self.dlm, |shard, now, out| shard.close_owner(now, owner, out));
+    }
+
+    fn purge(&self, node: NodeId, pid: u32) {
+        self.space.each(&self.dlm, |shard, now, out| shard.purge(now, (node, pid), out));
     }
 }

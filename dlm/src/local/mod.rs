@@ -8,8 +8,8 @@ mod space;
 
 use crate::deliver::lock;
 use crate::{JoinError, LockManager, Lockspace, LockspaceDump, LockspaceOptions};
-use quorate_membership::{BoxFuture, Identity, Incarnation, NodeId};
-use space::{Handle, Space};
+use quorate_membership::{BoxFuture, Identity, Incarnation, NodeId, Runtime};
+use space::{Clock, Handle, Space};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -39,6 +39,7 @@ type Spaces = Arc<Mutex<BTreeMap<String, Arc<Space>>>>;
 pub struct LocalManager {
     node: Identity,
     spaces: Spaces,
+    clock: Clock,
 }
 
 impl Default for LocalManager {
@@ -51,7 +52,14 @@ impl LocalManager {
     /// A lock manager with its own lock table.
     #[must_use]
     pub fn new() -> Self {
-        Self { node: Identity::new(NodeId(1), Incarnation(1)), spaces: Spaces::default() }
+        let node = Identity::new(NodeId(1), Incarnation(1));
+        Self { node, spaces: Spaces::default(), clock: Clock::default() }
+    }
+
+    /// With a clock, so that requests may have timeouts; without one they are refused. Before lockspaces are joined.
+    #[must_use]
+    pub fn with_runtime(self, runtime: Arc<dyn Runtime>) -> Self {
+        Self { clock: Clock(Some(runtime)), ..self }
     }
 
     /// `count` handles to one lock table, as nodes 1 to `count`. Locks of different handles conflict as those of
@@ -60,7 +68,11 @@ impl LocalManager {
     pub fn shared(count: u32) -> Vec<Self> {
         let spaces = Spaces::default();
         (1..=count)
-            .map(|n| Self { node: Identity::new(NodeId(n), Incarnation(1)), spaces: spaces.clone() })
+            .map(|n| Self {
+                node: Identity::new(NodeId(n), Incarnation(1)),
+                spaces: spaces.clone(),
+                clock: Clock::default(),
+            })
             .collect()
     }
 
@@ -88,7 +100,8 @@ impl LockManager for LocalManager {
         Box::pin(async move {
             check_options(options)?;
             let mut spaces = lock(&self.spaces);
-            let space = spaces.entry(options.name.clone()).or_insert_with(|| Space::new(options));
+            let space =
+                spaces.entry(options.name.clone()).or_insert_with(|| Space::new(options, self.clock.clone()));
             if space.options() != options {
                 return Err(JoinError::Mismatch {
                     name: options.name.clone(),

@@ -5,10 +5,11 @@ use crate::dump::ResourceDump;
 use crate::machine::{self, Context, Event, LockKey, Pending, Resource};
 use crate::table::{Table, name_hash};
 use crate::{
-    ConvertRequest, JoinError, LockCallbacks, LockError, LockId, LockName, LockRequest, Lockspace,
-    LockspaceDump, LockspaceOptions, UnlockRequest,
+    Completion, ConvertRequest, Flags, Grant, JoinError, LockCallbacks, LockError, LockId, LockName,
+    LockRequest, Lockspace, LockspaceDump, LockspaceOptions, Mode, UnlockRequest,
 };
-use quorate_membership::{Epoch, Identity, Instant};
+use core::time::Duration;
+use quorate_membership::{Epoch, Identity, Instant, NodeId, Runtime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,11 +24,37 @@ pub(super) struct Space {
     /// How many locks each member has.
     members: Mutex<BTreeMap<Identity, Arc<AtomicU64>>>,
     next_id: AtomicU64,
+    clock: Clock,
+}
+
+/// Time, if this lock manager has any.
+#[derive(Clone, Default)]
+pub(super) struct Clock(pub(super) Option<Arc<dyn Runtime>>);
+
+impl core::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_tuple("Clock").field(&self.0.is_some()).finish()
+    }
+}
+
+impl Clock {
+    fn now(&self) -> Instant {
+        self.0.as_ref().map_or(Instant::default(), |r| r.now())
+    }
 }
 
 struct Record {
     name: LockName,
     key: LockKey,
+    /// Whose it is; 0: nobody in particular.
+    owner: u64,
+    is_persistent: bool,
+    /// Its owner has ended: it is told nothing any more.
+    is_orphan: bool,
+    /// How many operations there were; the newest has this number.
+    op: u32,
+    /// What to tell instead of `Cancelled`, should that operation be withdrawn.
+    reason: Option<(u32, Completion)>,
     count: Arc<AtomicU64>,
     callbacks: Arc<dyn LockCallbacks>,
 }
@@ -58,12 +85,21 @@ impl Shard {
         let events = core::mem::take(&mut self.events);
         let resource = self.resources.get(name);
         for event in &events {
-            let (key, call) = match event {
-                Event::Done { key, completion, .. } => (*key, Call::Done(completion.clone())),
-                Event::Blocking { key, mode } => (*key, Call::Blocking(*mode)),
+            let (Event::Done { key, .. } | Event::Blocking { key, .. }) = event;
+            let key = *key;
+            let Some(record) = self.locks.find_mut(&key.id.0) else { continue };
+            let call = match event {
+                Event::Done { op, completion, .. } => {
+                    let reason = record.reason.take_if(|(o, _)| o == op).map(|(_, reason)| reason);
+                    let is_cancelled = *completion == Completion::Cancelled;
+                    let told = reason.filter(|_| is_cancelled).unwrap_or_else(|| completion.clone());
+                    Call::Done(told)
+                }
+                Event::Blocking { mode, .. } => Call::Blocking(*mode),
             };
-            let Some(record) = self.locks.find(&key.id.0) else { continue };
-            self.outbox.push(Delivery { callbacks: record.callbacks.clone(), id: key.id, call });
+            if !record.is_orphan {
+                self.outbox.push(Delivery { callbacks: record.callbacks.clone(), id: key.id, call });
+            }
             if resource.is_none_or(|r| r.find(key).is_none()) {
                 record.count.fetch_sub(1, Ordering::AcqRel);
                 self.locks.remove(&key.id.0);
@@ -78,12 +114,13 @@ impl Shard {
 }
 
 impl Space {
-    pub(super) fn new(options: &LockspaceOptions) -> Arc<Self> {
+    pub(super) fn new(options: &LockspaceOptions, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             options: options.clone(),
             shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
             members: Mutex::default(),
             next_id: AtomicU64::new(1),
+            clock,
         })
     }
 
@@ -117,9 +154,42 @@ impl Space {
             for name in names {
                 let Some(resource) = shard.resources.get_mut(&name) else { continue };
                 let gone: Vec<LockKey> = resource.locks().map(|l| l.key).filter(|k| k.node == node).collect();
-                resource.purge(&context(&self.options), node, &mut shard.events);
+                resource.purge(&context(self), node, &mut shard.events);
                 for key in gone {
                     shard.locks.remove(&key.id.0);
+                }
+                shard.settle(&name);
+            }
+            drop(guard);
+            deliver(mutex);
+        }
+    }
+
+    /// The owner of these locks has ended: persistent ones become orphans, all others (and orphans) end. What they might
+    /// have been writing is not valid.
+    fn end(&self, node: Identity, wanted: impl Fn(&Record) -> bool) {
+        for mutex in &self.shards {
+            let mut guard = lock(mutex);
+            let shard = &mut *guard;
+            let names: Vec<LockName> = shard.resources.keys().cloned().collect();
+            for name in names {
+                let Some(resource) = shard.resources.get_mut(&name) else { continue };
+                let keys: Vec<LockKey> = resource.locks().map(|l| l.key).filter(|k| k.node == node).collect();
+                for key in keys {
+                    let Some(record) = shard.locks.find_mut(&key.id.0).filter(|r| wanted(r)) else {
+                        continue;
+                    };
+                    let Some(lock) = resource.find(key) else { continue };
+                    let cx = context(self);
+                    // A lock that was found on the resource is known there: neither call fails.
+                    if record.is_persistent && !record.is_orphan && lock.granted.is_some() {
+                        record.is_orphan = true;
+                        let _ = resource.cancel(&cx, key, &mut shard.events);
+                    } else {
+                        let was_writing = lock.uses_value && lock.granted.is_some_and(|g| Mode::PW <= g);
+                        let flags = if was_writing { Flags::IVVALBLK } else { Flags::NONE };
+                        let _ = resource.unlock(&cx, key, (flags, None, 0), &mut shard.events);
+                    }
                 }
                 shard.settle(&name);
             }
@@ -150,9 +220,10 @@ impl Space {
     }
 }
 
-fn context(options: &LockspaceOptions) -> Context<'_> {
+fn context(space: &Space) -> Context<'_> {
     static NONE: BTreeSet<Identity> = BTreeSet::new();
-    Context { epoch: Epoch(1), fenced: &NONE, value_bytes: options.value_bytes, now: Instant(0) }
+    let value_bytes = space.options.value_bytes;
+    Context { epoch: Epoch(1), fenced: &NONE, value_bytes, now: space.clock.now() }
 }
 
 /// A lockspace as one handle has joined it.
@@ -167,17 +238,17 @@ impl Handle {
     fn with_lock<T>(
         &self,
         id: LockId,
-        work: impl FnOnce(&Context<'_>, &mut Resource, LockKey, &mut Vec<Event>) -> Result<T, LockError>,
+        work: impl FnOnce(&Context<'_>, &mut Resource, &mut Record, &mut Vec<Event>) -> Result<T, LockError>,
     ) -> Result<T, LockError> {
         let mutex = self.space.shard_of(id.0);
         let result = {
             let mut guard = lock(mutex);
             let shard = &mut *guard;
-            let record = shard.locks.find(&id.0).filter(|r| r.key.node == self.node);
+            let record = shard.locks.find_mut(&id.0).filter(|r| r.key.node == self.node);
             let record = record.ok_or(LockError::NotFound)?;
-            let (name, key) = (record.name.clone(), record.key);
+            let name = record.name.clone();
             let resource = shard.resources.get_mut(&name).ok_or(LockError::NotFound)?;
-            let result = work(&context(&self.space.options), resource, key, &mut shard.events);
+            let result = work(&context(&self.space), resource, record, &mut shard.events);
             shard.settle(&name);
             result
         };
@@ -197,7 +268,11 @@ impl Lockspace for Handle {
 
     fn request(&self, request: LockRequest, callbacks: Arc<dyn LockCallbacks>) -> Result<LockId, LockError> {
         machine::check_request(&request)?;
+        self.check_clock(request.timeout)?;
         let count = lock(&self.space.members).get(&self.node).cloned().ok_or(LockError::Stopped)?;
+        if request.flags.has(Flags::ORPHAN) {
+            return self.adopt(&request, callbacks);
+        }
         let index = name_hash(request.name.as_bytes()) % SHARDS;
         let mutex = self.space.shard_of(index);
         let id = LockId(self.space.next_id.fetch_add(1, Ordering::Relaxed) * SHARDS + index);
@@ -206,43 +281,160 @@ impl Lockspace for Handle {
             let shard = &mut *guard;
             let key = LockKey { node: self.node, id };
             count.fetch_add(1, Ordering::AcqRel);
-            shard.locks.insert(id.0, Record { name: request.name.clone(), key, count, callbacks });
-            let pending =
-                Pending { mode: request.mode, flags: request.flags, value: None, demoted: false, op: 0 };
+            let record = Record {
+                name: request.name.clone(),
+                key,
+                owner: request.owner,
+                is_persistent: request.flags.has(Flags::PERSISTENT),
+                is_orphan: false,
+                op: 1,
+                reason: None,
+                count,
+                callbacks,
+            };
+            shard.locks.insert(id.0, record);
+            let cx = context(&self.space);
+            let pending = Pending {
+                mode: request.mode,
+                range: request.range,
+                flags: request.flags,
+                value: None,
+                demoted: false,
+                op: 1,
+                priority: request.priority,
+            };
             let resource = shard.resources.entry(request.name.clone()).or_default();
-            let cx = context(&self.space.options);
-            resource.request(&cx, key, (request.owner, request.range), pending, &mut shard.events);
+            resource.request(&cx, key, request.owner, pending, &mut shard.events);
             shard.settle(&request.name);
         }
         deliver(mutex);
+        self.limit(id, 1, request.timeout);
         Ok(id)
     }
 
     fn convert(&self, id: LockId, request: ConvertRequest) -> Result<(), LockError> {
-        self.with_lock(id, |cx, resource, key, events| {
-            let lock = resource.find(key).ok_or(LockError::NotFound)?;
+        self.check_clock(request.timeout)?;
+        let timeout = request.timeout;
+        let op = self.with_lock(id, |cx, resource, record, events| {
+            let lock = resource.find(record.key).ok_or(LockError::NotFound)?;
             let granted = lock.granted.filter(|_| lock.pending.is_none()).ok_or(LockError::Busy)?;
-            machine::check_convert(granted, &request, cx.value_bytes)?;
+            machine::check_convert(granted, lock.range, &request, cx.value_bytes)?;
+            record.op = record.op.wrapping_add(1);
+            record.is_persistent |= request.flags.has(Flags::PERSISTENT) && record.owner != 0;
             let pending = Pending {
                 mode: request.mode,
+                range: request.range.unwrap_or(lock.range),
                 flags: request.flags,
                 value: request.value,
                 demoted: false,
-                op: 0,
+                op: record.op,
+                priority: request.priority,
             };
-            resource.convert(cx, key, pending, events)
-        })
+            resource.convert(cx, record.key, pending, events)?;
+            Ok(record.op)
+        })?;
+        self.limit(id, op, timeout);
+        Ok(())
     }
 
     fn unlock(&self, id: LockId, request: UnlockRequest) -> Result<(), LockError> {
-        self.with_lock(id, |cx, resource, key, events| {
-            let granted = resource.find(key).ok_or(LockError::NotFound)?.granted;
+        self.with_lock(id, |cx, resource, record, events| {
+            let granted = resource.find(record.key).ok_or(LockError::NotFound)?.granted;
             machine::check_unlock(granted, &request, cx.value_bytes)?;
-            resource.unlock(cx, key, (request.flags, request.value, 0), events)
+            resource.unlock(cx, record.key, (request.flags, request.value, 0), events)
         })
     }
 
     fn cancel(&self, id: LockId) -> Result<(), LockError> {
-        self.with_lock(id, |cx, resource, key, events| resource.cancel(cx, key, events))
+        self.with_lock(id, |cx, resource, record, events| resource.cancel(cx, record.key, events))
+    }
+
+    fn close_owner(&self, owner: u64) {
+        if owner != 0 {
+            self.space.end(self.node, |record| record.owner == owner && !record.is_orphan);
+        }
+    }
+
+    fn purge(&self, node: NodeId, pid: u32) {
+        let nodes: Vec<Identity> = lock(&self.space.members).keys().copied().collect();
+        for node in nodes.into_iter().filter(|n| n.node == node) {
+            let is_of = |owner: u64| pid == 0 || owner & u64::from(u32::MAX) == u64::from(pid);
+            self.space.end(node, |record| record.is_orphan && is_of(record.owner));
+        }
+    }
+}
+
+impl Handle {
+    fn check_clock(&self, timeout: Option<Duration>) -> Result<(), LockError> {
+        match (&self.space.clock.0, timeout) {
+            (None, Some(_)) => Err(LockError::Invalid("a timeout, and this lock manager has no clock")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Withdraws the operation after a while, if it waits still.
+    fn limit(&self, id: LockId, op: u32, timeout: Option<Duration>) {
+        let (Some(runtime), Some(timeout)) = (self.space.clock.0.clone(), timeout) else { return };
+        let handle = Self { space: self.space.clone(), node: self.node };
+        runtime.clone().spawn(Box::pin(async move {
+            runtime.sleep_until(runtime.now() + timeout).await;
+            // It may have ended, and the lock be gone.
+            let _ = handle.withdraw(id, op, Completion::TimedOut);
+        }));
+    }
+
+    /// Withdraws an operation that waits still, for this reason.
+    fn withdraw(&self, id: LockId, op: u32, reason: Completion) -> Result<(), LockError> {
+        self.with_lock(id, |cx, resource, record, events| {
+            let lock = resource.find(record.key).ok_or(LockError::NotFound)?;
+            if lock.pending.as_ref().is_some_and(|p| p.op == op) {
+                record.reason = Some((op, reason));
+                resource.cancel(cx, record.key, events)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes over an orphan of this node.
+    fn adopt(&self, request: &LockRequest, callbacks: Arc<dyn LockCallbacks>) -> Result<LockId, LockError> {
+        let mutex = self.space.shard_of(name_hash(request.name.as_bytes()));
+        let id = {
+            let mut guard = lock(mutex);
+            let shard = &mut *guard;
+            let resource = shard.resources.get_mut(&request.name).ok_or(LockError::NotFound)?;
+            let orphans: Vec<LockKey> = resource
+                .locks()
+                .filter(|l| l.key.node == self.node)
+                .filter(|l| shard.locks.find(&l.key.id.0).is_some_and(|r| r.is_orphan))
+                .map(|l| l.key)
+                .collect();
+            if orphans.is_empty() {
+                return Err(LockError::NotFound);
+            }
+            let fits = |key: &&LockKey| {
+                resource.find(**key).is_some_and(|l| l.granted == Some(request.mode) && l.pending.is_none())
+            };
+            let key = *orphans.iter().find(fits).ok_or(LockError::OtherMode)?;
+            let token = resource.find(key).map(|l| l.token).unwrap_or_default();
+            resource.set_owner(key, request.owner);
+            let record = shard.locks.find_mut(&key.id.0).ok_or(LockError::NotFound)?;
+            record.owner = request.owner;
+            record.is_persistent = request.flags.has(Flags::PERSISTENT);
+            record.is_orphan = false;
+            record.callbacks = callbacks.clone();
+            let grant = Grant {
+                mode: request.mode,
+                token,
+                value: None,
+                value_invalid: false,
+                alt_mode: false,
+                demoted: false,
+            };
+            let call = Call::Done(Completion::Granted(grant));
+            shard.outbox.push(Delivery { callbacks, id: key.id, call });
+            key.id
+        };
+        deliver(mutex);
+        Ok(id)
     }
 }

@@ -1,9 +1,13 @@
 //! Which flags go together (libdlm manual; the immediate EINVAL cases of the fact table).
 
-use crate::{ConvertRequest, Flags, LockError, LockRequest, Mode, UnlockRequest};
+use crate::request::TIMEOUT_MAX;
+use crate::{ConvertRequest, Flags, LockError, LockRequest, Mode, Range, UnlockRequest};
+use core::time::Duration;
 
-/// Flags that are known but belong to a later release: refused rather than ignored.
-const LATER: Flags = Flags(Flags::PERSISTENT.0 | Flags::ORPHAN.0);
+/// Whether a conversion only gives up: nobody can be in its way.
+pub(crate) fn is_down(granted: Mode, range: Range, to: Mode, to_range: Range) -> bool {
+    granted.is_covering(to) && range.contains(to_range)
+}
 
 /// Checks a new request.
 ///
@@ -11,41 +15,52 @@ const LATER: Flags = Flags(Flags::PERSISTENT.0 | Flags::ORPHAN.0);
 /// [`LockError::Invalid`] naming what does not go together.
 pub(crate) fn check_request(request: &LockRequest) -> Result<(), LockError> {
     let f = request.flags;
-    if f.0 & LATER.0 != 0 {
-        return Err(LockError::Invalid("PERSISTENT and ORPHAN are not supported yet"));
-    }
     if f.has(Flags::QUECVT) || f.has(Flags::CONVDEADLK) {
         return Err(LockError::Invalid("QUECVT and CONVDEADLK are for conversions"));
     }
     if f.has(Flags::EXPEDITE) && (request.mode != Mode::NL || f.has(Flags::NOQUEUE)) {
         return Err(LockError::Invalid("EXPEDITE is for new NL locks that may queue"));
     }
+    if f.has(Flags::PERSISTENT) && request.owner == 0 {
+        return Err(LockError::Invalid("PERSISTENT without an owner to outlive"));
+    }
+    check_timeout(f, request.timeout)?;
     if request.range.end < request.range.start {
         return Err(LockError::Invalid("a range that ends before it starts"));
     }
     Ok(())
 }
 
-/// Checks a conversion of a lock that is granted in `granted`.
+fn check_timeout(flags: Flags, timeout: Option<Duration>) -> Result<(), LockError> {
+    match timeout {
+        None if flags.has(Flags::TIMEOUT) => Err(LockError::Invalid("TIMEOUT without a timeout")),
+        Some(timeout) if TIMEOUT_MAX < timeout => Err(LockError::Invalid("a timeout of more than a day")),
+        _ => Ok(()),
+    }
+}
+
+/// Checks a conversion of a lock that is granted in `granted` on `range`.
 ///
 /// # Errors
 /// [`LockError::Invalid`] naming what does not go together.
 pub(crate) fn check_convert(
     granted: Mode,
+    range: Range,
     request: &ConvertRequest,
     value_bytes: usize,
 ) -> Result<(), LockError> {
     let f = request.flags;
-    if f.0 & LATER.0 != 0 {
-        return Err(LockError::Invalid("PERSISTENT and ORPHAN are not supported yet"));
+    if f.has(Flags::EXPEDITE) || f.has(Flags::ORPHAN) {
+        return Err(LockError::Invalid("EXPEDITE and ORPHAN are for new locks"));
     }
-    if f.has(Flags::EXPEDITE) {
-        return Err(LockError::Invalid("EXPEDITE is for new locks"));
+    check_timeout(f, request.timeout)?;
+    if request.range.is_some_and(|r| r.end < r.start) {
+        return Err(LockError::Invalid("a range that ends before it starts"));
     }
     if f.has(Flags::CONVDEADLK) && f.has(Flags::NOQUEUE) {
         return Err(LockError::Invalid("CONVDEADLK with NOQUEUE"));
     }
-    if f.has(Flags::QUECVT) && granted.is_covering(request.mode) {
+    if f.has(Flags::QUECVT) && is_down(granted, range, request.mode, request.range.unwrap_or(range)) {
         return Err(LockError::Invalid("QUECVT on a down-conversion"));
     }
     if let Some(value) = &request.value

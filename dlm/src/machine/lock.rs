@@ -18,6 +18,8 @@ pub(crate) struct LockKey {
 pub(crate) struct Pending {
     /// The mode asked for.
     pub(crate) mode: Mode,
+    /// What it is to cover.
+    pub(crate) range: Range,
     /// The operation's flags.
     pub(crate) flags: Flags,
     /// The value block it writes when granted.
@@ -26,6 +28,8 @@ pub(crate) struct Pending {
     pub(crate) demoted: bool,
     /// The holder's number for the operation; its completion carries it.
     pub(crate) op: u32,
+    /// Its weight in a deadlock: the lowest loses.
+    pub(crate) priority: i8,
 }
 
 /// A lock on one of the three queues.
@@ -35,7 +39,7 @@ pub(crate) struct Lock {
     pub(crate) key: LockKey,
     /// Who has it within its node.
     pub(crate) owner: u64,
-    /// What it covers.
+    /// What it covers; for a new lock that waits, what it is to cover.
     pub(crate) range: Range,
     /// The mode in force. `None` exactly on the wait queue.
     pub(crate) granted: Option<Mode>,
@@ -51,11 +55,16 @@ pub(crate) struct Lock {
     pub(crate) recovery: bool,
     /// Its node failed and may still act under the lock, or the lock is a hold (R14).
     pub(crate) dead: bool,
-    /// Since when, on the master's clock, it has what it has or waits for what it waits for. For displays only.
+    /// Since when, on the master's clock, it has what it has or waits for what it waits for.
     pub(crate) since: Instant,
 }
 
 impl Lock {
+    /// What it waits to cover, or covers.
+    pub(crate) fn wanted(&self) -> Range {
+        self.pending.as_ref().map_or(self.range, |p| p.range)
+    }
+
     /// Whether its mode in force stands against `mode` on `range`.
     pub(crate) fn conflicts(&self, mode: Mode, range: Range) -> bool {
         self.granted.is_some_and(|g| !g.is_compatible(mode)) && self.range.overlaps(range)

@@ -12,7 +12,7 @@ mod resource;
 pub(crate) mod shard;
 pub(crate) mod value;
 
-pub(crate) use flags::{check_convert, check_request, check_unlock};
+pub(crate) use flags::{check_convert, check_request, check_unlock, is_down};
 pub(crate) use hold::Assumed;
 pub(crate) use lock::{Lock, LockKey, Pending};
 pub(crate) use resource::{Context, Event, Resource};

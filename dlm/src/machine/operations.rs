@@ -11,14 +11,14 @@ impl Resource {
         &mut self,
         cx: &Context<'_>,
         key: LockKey,
-        (owner, range): (u64, Range),
+        owner: u64,
         pending: Pending,
         out: &mut Vec<Event>,
     ) {
         let lock = Lock {
             key,
             owner,
-            range,
+            range: pending.range,
             granted: None,
             pending: Some(pending),
             token: FencingToken::default(),
@@ -59,7 +59,7 @@ impl Resource {
     /// Tries a request for the first time. True if others may have become grantable.
     fn attempt(&mut self, cx: &Context<'_>, mut lock: Lock, out: &mut Vec<Event>) -> bool {
         let Some(pending) = lock.pending.clone() else { return false };
-        let (flags, key, range) = (pending.flags, lock.key, lock.range);
+        let (flags, key, range) = (pending.flags, lock.key, pending.range);
         let is_new = lock.granted.is_none();
         let obstacle = self.obstacle(cx, &lock, &pending, Attempt::First);
         if obstacle == Obstacle::None {
@@ -122,11 +122,13 @@ impl Resource {
     /// Whether `lock`, which must queue for a conversion, and a conversion that waits already wait for each other.
     /// The later one is the victim.
     fn is_conversion_deadlock(&self, lock: &Lock, pending: &Pending) -> bool {
-        self.converting.iter().filter(|o| o.range.overlaps(lock.range)).any(|other| {
-            let blocks_me = other.conflicts(pending.mode, lock.range);
+        self.converting.iter().any(|other| {
+            let blocks_me = other.conflicts(pending.mode, pending.range);
             // Ahead of me it keeps its mode until granted, and the order keeps me behind it. Behind me (HEADQUE) it is
-            // a deadlock only if I block it too.
-            let ahead = !pending.flags.has(Flags::HEADQUE);
+            // a deadlock only if I block it too. So it is with parts of a resource, where it may be granted past me.
+            let whole =
+                [lock.range, pending.range, other.range, other.wanted()].iter().all(|r| *r == Range::ALL);
+            let ahead = whole && !pending.flags.has(Flags::HEADQUE);
             let i_block = other.pending.as_ref().is_some_and(|p| lock.conflicts(p.mode, other.range));
             blocks_me && (ahead || i_block)
         })
@@ -184,6 +186,14 @@ impl Resource {
         out.push(self.done(key, op, Completion::Unlocked));
         self.settle(cx, out);
         Ok(())
+    }
+
+    /// A lock belongs to another owner within its node now.
+    pub(crate) fn set_owner(&mut self, key: LockKey, owner: u64) {
+        let queues = [&mut self.granted, &mut self.converting, &mut self.waiting];
+        if let Some(lock) = queues.into_iter().flatten().find(|l| l.key == key) {
+            lock.owner = owner;
+        }
     }
 
     pub(super) fn take(&mut self, key: LockKey) -> Option<Lock> {

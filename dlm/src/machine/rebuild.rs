@@ -4,10 +4,10 @@
 //! out. Where that matters, it shows: another survivor has a lock beside which the old mode cannot have been in force.
 
 use super::value::{Transfer, transfer};
-use super::{Assumed, Context, Event, Lock, LockKey, Pending, Resource, Value};
+use super::{Assumed, Context, Event, Lock, LockKey, Pending, Resource, Value, is_down};
 use crate::wire::{Operation, Relock};
 use crate::{Completion, Flags, Grant, Mode, ValueBlock};
-use quorate_membership::{Identity, Instant};
+use quorate_membership::Identity;
 use std::collections::BTreeSet;
 
 /// The newest value block among copies.
@@ -40,7 +40,7 @@ impl Resource {
         let mut resource = Self::new(sequence);
         let mut copies = Copies::default();
         for (node, relock) in locks {
-            resource.take_in(cx.now, node, relock, &mut copies, out);
+            resource.take_in(cx, node, relock, &mut copies, out);
         }
         resource.settle_doubtful(cx, out);
         if let Some((sequence, bytes)) = copies.best {
@@ -62,7 +62,7 @@ impl Resource {
     /// holder does not rely on it any more.
     fn take_in(
         &mut self,
-        now: Instant,
+        cx: &Context<'_>,
         node: Identity,
         relock: Relock,
         copies: &mut Copies,
@@ -85,19 +85,22 @@ impl Resource {
             uses_value: relock.value.is_some(),
             recovery: relock.recovery,
             dead: false,
-            since: now,
+            since: cx.now,
         };
         let mut ended = false;
         for numbered in relock.operations {
             let op = numbered.op;
             match numbered.operation {
-                Operation::New { mode, flags, .. } => {
-                    lock.pending = Some(Pending { mode, flags, value: None, demoted: false, op });
+                Operation::New { mode, range, flags, priority, .. } => {
+                    let (value, demoted) = (None, false);
+                    lock.pending = Some(Pending { mode, range, flags, value, demoted, op, priority });
                 }
-                Operation::Convert { mode, flags, value } => {
+                Operation::Convert { mode, range, flags, value, priority } => {
                     let Some(granted) = lock.granted else { continue };
-                    if !granted.is_covering(mode) {
-                        lock.pending = Some(Pending { mode, flags, value, demoted: false, op });
+                    let range = range.unwrap_or(lock.range);
+                    if !is_down(granted, lock.range, mode, range) {
+                        let demoted = false;
+                        lock.pending = Some(Pending { mode, range, flags, value, demoted, op, priority });
                         continue;
                     }
                     let writes = transfer(Some(granted), mode) == Transfer::Write && flags.has(Flags::VALBLK);
@@ -107,7 +110,7 @@ impl Resource {
                         copies.offer(sequence + 1, value);
                     }
                     copies.is_spoiled |= flags.has(Flags::IVVALBLK) && Mode::PW <= granted;
-                    lock.granted = Some(mode);
+                    (lock.granted, lock.range) = (Some(mode), range);
                     lock.uses_value |= flags.has(Flags::VALBLK);
                     let grant = Grant {
                         mode,
@@ -238,7 +241,7 @@ mod tests {
     use super::*;
     use crate::wire::Numbered;
     use crate::{FencingToken, LockId, LockName, Range};
-    use quorate_membership::{Epoch, Incarnation, NodeId};
+    use quorate_membership::{Epoch, Incarnation, Instant, NodeId};
 
     fn node(n: u32) -> Identity {
         Identity::new(NodeId(n), Incarnation(1))
@@ -262,6 +265,10 @@ mod tests {
         }
     }
 
+    fn convert(mode: Mode, flags: Flags, value: Option<ValueBlock>) -> Operation {
+        Operation::Convert { mode, range: None, flags, value, priority: 0 }
+    }
+
     fn build(locks: Vec<(Identity, Relock)>) -> (Resource, Vec<Event>) {
         let fenced = BTreeSet::new();
         let cx = Context { epoch: Epoch(2), fenced: &fenced, value_bytes: 1, now: Instant(0) };
@@ -273,7 +280,7 @@ mod tests {
     #[test]
     fn a_lost_answer_to_a_conversion_down_shows_in_anothers_lock() {
         // The old master had taken 1 down to NL, then granted 2: no two incompatible locks come out of it.
-        let down = Operation::Convert { mode: Mode::NL, flags: Flags::VALBLK, value: Some(vec![2]) };
+        let down = convert(Mode::NL, Flags::VALBLK, Some(vec![2]));
         let one = relock(Some(Mode::EX), Some((1, 1)), Some(down));
         let two = relock(Some(Mode::EX), Some((2, 2)), None);
         let (resource, events) = build(vec![(node(1), one), (node(2), two)]);
@@ -284,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_lost_answer_to_a_middle_conversion_shows_too() {
-        let middle = Operation::Convert { mode: Mode::PR, flags: Flags::NONE, value: None };
+        let middle = convert(Mode::PR, Flags::NONE, None);
         let one = relock(Some(Mode::CW), None, Some(middle));
         let (resource, events) = build(vec![(node(1), one), (node(2), relock(Some(Mode::PR), None, None))]);
         assert!(resource.converting.is_empty());
@@ -305,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_write_without_an_answer_is_not_lost() {
-        let down = Operation::Convert { mode: Mode::NL, flags: Flags::VALBLK, value: Some(vec![9]) };
+        let down = convert(Mode::NL, Flags::VALBLK, Some(vec![9]));
         let locks = vec![
             (node(1), relock(Some(Mode::EX), Some((3, 3)), Some(down))),
             (node(2), relock(Some(Mode::NL), Some((2, 2)), None)),

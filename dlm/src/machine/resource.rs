@@ -18,7 +18,7 @@ pub(crate) struct Context<'a> {
     pub(crate) fenced: &'a BTreeSet<Identity>,
     /// The size of the lockspace's value blocks.
     pub(crate) value_bytes: usize,
-    /// The time, for displays.
+    /// The time, on this node's clock.
     pub(crate) now: Instant,
 }
 
@@ -173,7 +173,7 @@ impl Resource {
         if is_new && flags.has(Flags::EXPEDITE) {
             return Obstacle::None;
         }
-        match self.conflict(cx, lock.key, pending.mode, lock.range, flags) {
+        match self.conflict(cx, lock.key, pending.mode, pending.range, flags) {
             Obstacle::None => {}
             other => return other,
         }
@@ -181,7 +181,8 @@ impl Resource {
         if flags.has(Flags::NOORDER) || flags.has(Flags::RECOVERY) {
             return Obstacle::None;
         }
-        let any = |queue: &[Lock]| queue.iter().any(|l| l.key != lock.key && l.range.overlaps(lock.range));
+        let any =
+            |queue: &[Lock]| queue.iter().any(|l| l.key != lock.key && l.wanted().overlaps(pending.range));
         let waits_turn = match (is_new, attempt) {
             (false, Attempt::First) => flags.has(Flags::QUECVT) && any(&self.converting),
             (false, Attempt::Queued(at)) => any(&self.converting[..at]),
@@ -214,10 +215,11 @@ impl Resource {
         }
         self.sequence += 1;
         lock.token = FencingToken::new(cx.epoch, self.sequence);
-        if lock.granted != Some(pending.mode) {
+        if lock.granted != Some(pending.mode) || lock.range != pending.range {
             lock.told = None;
         }
         lock.granted = Some(pending.mode);
+        lock.range = pending.range;
         lock.uses_value |= uses_value;
         lock.recovery = pending.flags.has(Flags::RECOVERY);
         lock.since = cx.now;
@@ -258,8 +260,9 @@ impl Resource {
                     Obstacle::None => verdict = Some((at, true)),
                     Obstacle::Lock | Obstacle::Order if pending.flags.has(Flags::NOQUEUE) => {
                         // In order or not, it may not wait for the living.
-                        let recovering = self.conflict(cx, lock.key, pending.mode, lock.range, pending.flags)
-                            == Obstacle::Recovery;
+                        let recovering =
+                            self.conflict(cx, lock.key, pending.mode, pending.range, pending.flags)
+                                == Obstacle::Recovery;
                         if !recovering {
                             verdict = Some((at, false));
                         }
@@ -301,7 +304,7 @@ impl Resource {
             .converting
             .iter()
             .chain(&self.waiting)
-            .filter_map(|l| l.pending.as_ref().map(|p| (l.key, p.mode, l.range)))
+            .filter_map(|l| l.pending.as_ref().map(|p| (l.key, p.mode, p.range)))
             .collect();
         for (key, mode, range) in wanted {
             self.tell_blockers_of(key, mode, range, out);

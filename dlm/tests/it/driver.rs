@@ -329,7 +329,7 @@ fn hostile_bytes_are_dropped() {
         n[0].request(&name("r"), Mode::EX, Flags::NONE);
         assert_eq!(n[0].granted(), [Mode::EX]);
         let id = n[0].request(&name("s"), Mode::PR, Flags::NONE);
-        n[0].space.convert(id, ConvertRequest { mode: Mode::EX, flags: Flags::NONE, value: None }).unwrap();
+        n[0].space.convert(id, ConvertRequest::new(Mode::EX)).unwrap();
         cluster.run();
         assert_eq!(n[0].granted(), [Mode::PR, Mode::EX]);
     });

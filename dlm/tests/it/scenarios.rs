@@ -106,6 +106,7 @@ fn describe(told: &Told) -> Vec<String> {
         Told::Done(Completion::Deadlock) => words("error EDEADLK"),
         Told::Done(Completion::Cancelled) => words("error ECANCEL"),
         Told::Done(Completion::Recovering) => words("error ERECOVERING"),
+        Told::Done(Completion::TimedOut) => words("error ETIMEDOUT"),
         Told::Done(Completion::Stopped) => words("error ESTOPPED"),
         Told::Done(Completion::Unlocked) => vec!["unlocked".to_owned()],
     }
@@ -189,7 +190,7 @@ impl<W: World> Play<'_, W> {
             ["convert", m, rest @ ..] => {
                 let o = options(rest)?;
                 let mode = mode(m).ok_or("no mode")?;
-                self.world.convert(node, id()?, ConvertRequest { mode, flags: o.flags, value: o.value })
+                self.world.convert(node, id()?, ConvertRequest::new(mode).flags(o.flags).value(o.value))
             }
             ["unlock", rest @ ..] => {
                 let o = options(rest)?;
@@ -359,8 +360,8 @@ mod local {
         let name = LockName::new(b"r").unwrap();
         let request = |mode| LockRequest::new(name.clone(), mode).flags(Flags::VALBLK);
         let k = world.request(1, request(Mode::NL)).unwrap();
-        world.convert(1, k, ConvertRequest { mode: Mode::EX, flags: Flags::VALBLK, value: None }).unwrap();
-        let down = ConvertRequest { mode: Mode::NL, flags: Flags::VALBLK, value: Some(block("V1")) };
+        world.convert(1, k, ConvertRequest::new(Mode::EX).flags(Flags::VALBLK)).unwrap();
+        let down = ConvertRequest::new(Mode::NL).flags(Flags::VALBLK).value(block("V1"));
         world.convert(1, k, down).unwrap();
         world.request(2, request(Mode::EX)).unwrap();
         world.told();

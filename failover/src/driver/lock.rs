@@ -77,7 +77,7 @@ impl OwnerLocks {
             held.insert(service.to_owned(), id).is_none()
         };
         // From EX to EX: writes the value block and changes nothing else.
-        let write = ConvertRequest { mode: Mode::EX, flags: Flags::VALBLK, value: Some(self.value()) };
+        let write = ConvertRequest::new(Mode::EX).flags(Flags::VALBLK).value(self.value());
         if first && self.lockspace.convert(id, write).is_ok() {
             return;
         }

@@ -63,7 +63,7 @@ pub(super) struct LocalLock {
 }
 
 impl Shard {
-    /// A new lock with a number that was never used before.
+    /// A new lock with a number that was never used before; an adopted orphan has another number.
     ///
     /// # Errors
     /// See [`LockError`]; nothing changed.
@@ -73,13 +73,16 @@ impl Shard {
         id: LockId,
         request: LockRequest,
         out: &mut Vec<Output>,
-    ) -> Result<(), LockError> {
+    ) -> Result<LockId, LockError> {
         self.now = now;
         machine::check_request(&request)?;
         if !self.is_member() || self.leaving.is_some() {
             return Err(LockError::Stopped);
         }
-        let LockRequest { name, mode, range, flags, owner } = request;
+        if request.flags.has(Flags::ORPHAN) {
+            return self.adopt(&request, out);
+        }
+        let LockRequest { name, mode, range, flags, owner, timeout, priority } = request;
         let lock = LocalLock {
             name: name.clone(),
             owner,
@@ -97,6 +100,7 @@ impl Shard {
         };
         self.locks.insert(id.0, lock);
         self.lock_count += 1;
+        self.owners.add(owner, id, flags);
         if let Some(local) = self.names.get_mut(&name) {
             local.locks.insert(id);
         } else {
@@ -107,9 +111,10 @@ impl Shard {
                 self.look_up(&name, None, out);
             }
         }
-        self.start(id, Operation::New { mode, range, flags, owner }, out);
+        self.start(id, Operation::New { mode, range, flags, owner, priority }, out);
+        self.limit(id, timeout);
         self.drain(out);
-        Ok(())
+        Ok(id)
     }
 
     /// Another mode.
@@ -126,9 +131,11 @@ impl Shard {
         self.now = now;
         let lock = self.locks.find(&id.0).ok_or(LockError::NotFound)?;
         let granted = lock.granted.filter(|_| lock.operations.is_empty()).ok_or(LockError::Busy)?;
-        machine::check_convert(granted, &request, self.config.value_bytes)?;
-        let ConvertRequest { mode, flags, value } = request;
-        self.start(id, Operation::Convert { mode, flags, value }, out);
+        machine::check_convert(granted, lock.range, &request, self.config.value_bytes)?;
+        let ConvertRequest { mode, range, flags, value, timeout, priority } = request;
+        self.owners.note(lock.owner, id, flags);
+        self.start(id, Operation::Convert { mode, range, flags, value, priority }, out);
+        self.limit(id, timeout);
         self.drain(out);
         Ok(())
     }
@@ -188,7 +195,7 @@ impl Shard {
     }
 
     /// Numbers an operation and gives it to the master, if that is known.
-    fn start(&mut self, id: LockId, operation: Operation, out: &mut Vec<Output>) {
+    pub(super) fn start(&mut self, id: LockId, operation: Operation, out: &mut Vec<Output>) {
         let Some(lock) = self.locks.find_mut(&id.0) else { return };
         lock.next_op += 1;
         let numbered = Numbered { op: lock.next_op, operation };
@@ -306,6 +313,7 @@ impl Shard {
         let Some(at) = lock.operations.iter().position(|u| u.numbered.op == op) else { return };
         let underway = lock.operations.remove(at);
         self.stats.ended(&completion, self.now.since(underway.at));
+        let completion = self.withdrawals.ended(id, op, completion);
         if let Completion::Granted(grant) = &completion {
             lock.grant(&underway.numbered.operation, grant, value_sequence);
         }
@@ -327,9 +335,10 @@ impl Shard {
         }
     }
 
-    fn end(&mut self, id: LockId) {
+    pub(super) fn end(&mut self, id: LockId) {
         let Some(lock) = self.locks.remove(&id.0) else { return };
         self.lock_count -= 1;
+        self.owners.remove(lock.owner, id, &lock.name);
         if let Some(local) = self.names.get_mut(&lock.name) {
             local.locks.remove(&id);
             // While we ask, others may know already that the answer is "you".
@@ -347,18 +356,28 @@ impl Shard {
         for id in ids {
             let Some(lock) = self.locks.find(&id.0) else { continue };
             let Some(mut mode) = lock.granted else { continue };
-            let mut is_ending = false;
+            let (mut is_ending, mut range) = (false, lock.range);
             for underway in &lock.operations {
                 match &underway.numbered.operation {
                     Operation::Unlock { .. } => is_ending = true,
-                    Operation::Convert { mode: to, .. } if mode.is_covering(*to) => mode = *to,
-                    // Not said which of the two it is until the answer: NL is below both.
-                    Operation::Convert { mode: to, .. } if !to.is_covering(mode) => mode = Mode::NL,
+                    Operation::Convert { mode: to, range: to_range, .. } => {
+                        // What is in the old and in the new one is in force all the time.
+                        if mode.is_covering(*to) {
+                            mode = *to;
+                        } else if !to.is_covering(mode) {
+                            // Not said which of the two it is until the answer: NL is below both.
+                            mode = Mode::NL;
+                        }
+                        match range.intersection(to_range.unwrap_or(range)) {
+                            Some(both) => range = both,
+                            None => mode = Mode::NL,
+                        }
+                    }
                     _ => {}
                 }
             }
             if !is_ending {
-                out.push((id, lock.name.clone(), mode, lock.range));
+                out.push((id, lock.name.clone(), mode, range));
             }
         }
         out
@@ -374,7 +393,7 @@ impl Underway {
 
 impl LocalLock {
     /// Whether its unlock is under way.
-    fn is_ending(&self) -> bool {
+    pub(super) fn is_ending(&self) -> bool {
         self.operations.iter().any(|u| matches!(u.numbered.operation, Operation::Unlock { .. }))
     }
 
@@ -399,6 +418,9 @@ impl LocalLock {
             _ => self.value_fresh = kept && !flags.has(Flags::IVVALBLK),
         }
         self.value_clean = false;
+        if let Operation::Convert { range: Some(range), .. } = operation {
+            self.range = *range;
+        }
         self.granted = Some(grant.mode);
         self.token = grant.token;
         self.recovery = flags.has(Flags::RECOVERY);

@@ -3,8 +3,9 @@
 use super::{Output, Shard, TOSS};
 use crate::LockId;
 use crate::LockName;
+use crate::Range;
 use crate::bug::Bug;
-use crate::machine::{Context, Event, LockKey, Pending, Resource};
+use crate::machine::{Event, LockKey, Pending, Resource};
 use crate::wire::{Generation, Message, Numbered, Operation};
 use quorate_membership::{Identity, Instant};
 use std::collections::BTreeSet;
@@ -62,24 +63,22 @@ impl Shard {
     ) {
         let mut events = core::mem::take(&mut self.events);
         let loses_unlock = self.has_bug(Bug::LoseUnlock) && key.node != self.config.me;
-        let cx = Context {
-            epoch: self.view.epoch,
-            fenced: &self.passable,
-            value_bytes: self.config.value_bytes,
-            now: self.now,
-        };
+        let cx = context!(self);
         if let Some(mastered) = self.masters.get_mut(name) {
             let (op, resource) = (numbered.op, &mut mastered.resource);
             let result = match numbered.operation {
                 // A repetition of what we have already: the holder did not know.
                 Operation::New { .. } if resource.find(key).is_some() => Ok(()),
-                Operation::New { mode, range, flags, owner } => {
-                    let pending = Pending { mode, flags, value: None, demoted: false, op };
-                    resource.request(&cx, key, (owner, range), pending, &mut events);
+                Operation::New { mode, range, flags, owner, priority } => {
+                    let (value, demoted) = (None, false);
+                    let pending = Pending { mode, range, flags, value, demoted, op, priority };
+                    resource.request(&cx, key, owner, pending, &mut events);
                     Ok(())
                 }
-                Operation::Convert { mode, flags, value } => {
-                    let pending = Pending { mode, flags, value, demoted: false, op };
+                Operation::Convert { mode, range, flags, value, priority } => {
+                    let range = range.or_else(|| resource.find(key).map(|l| l.range)).unwrap_or(Range::ALL);
+                    let demoted = false;
+                    let pending = Pending { mode, range, flags, value, demoted, op, priority };
                     resource.convert(&cx, key, pending, &mut events)
                 }
                 Operation::Unlock { .. } if loses_unlock => {

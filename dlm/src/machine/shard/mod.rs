@@ -10,17 +10,33 @@
 //! A map change (somebody attached, left or failed) makes every member register with every other. What a bucket's owner
 //! must know before it answers again is known when all have; names whose master lives go on meanwhile (R13).
 
+/// The surroundings of a resource, while the shard's other fields are in use.
+macro_rules! context {
+    ($shard:expr) => {
+        $crate::machine::Context {
+            epoch: $shard.view.epoch,
+            fenced: &$shard.passable,
+            value_bytes: $shard.config.value_bytes,
+            now: $shard.now,
+        }
+    };
+}
+
 mod directory;
 mod dump;
 mod leave;
 mod local;
 mod master;
+mod owners;
 mod recovery;
+mod withdraw;
 
 use directory::Bucket;
 use local::{LocalLock, LocalName};
 use master::Mastered;
+use owners::Owners;
 use recovery::Registration;
+use withdraw::Withdrawals;
 
 use super::{Context, Event};
 use crate::bug::Bug;
@@ -91,6 +107,8 @@ pub(crate) enum Output {
     Done { id: LockId, completion: Completion },
     /// Tell the lock's owner.
     Blocking { id: LockId, mode: Mode },
+    /// The lock's owner has ended: it is told nothing any more.
+    Orphaned { id: LockId },
     /// This shard has done its part of the bucket map `map`; when all shards have, propose `Prove(Rebuilt)`.
     Ready { map: Epoch },
     /// The freeze is known to all: when all shards are, propose `Detach`.
@@ -131,6 +149,8 @@ pub(crate) struct Shard {
     is_ready: bool,
     leaving: Option<BTreeSet<Identity>>,
     unused: VecDeque<(Instant, LockName)>,
+    owners: Owners,
+    withdrawals: Withdrawals,
     /// Messages to ourselves; empty between calls.
     inbox: VecDeque<Message>,
     events: Vec<Event>,
@@ -157,6 +177,8 @@ impl Shard {
             is_ready: false,
             leaving: None,
             unused: VecDeque::new(),
+            owners: Owners::default(),
+            withdrawals: Withdrawals::default(),
             inbox: VecDeque::new(),
             events: Vec::new(),
             stats: LockspaceStats::default(),
@@ -175,14 +197,18 @@ impl Shard {
                 }
             }
             Input::Leave => self.on_leave(out),
-            Input::Tick => self.on_tick(out),
+            Input::Tick => {
+                self.on_tick(out);
+                self.on_timeouts(out);
+            }
         }
         self.drain(out);
     }
 
     /// When [`Input::Tick`] is due.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.unused.front().map(|(at, _)| *at + TOSS)
+        let unused = self.unused.front().map(|(at, _)| *at + TOSS);
+        unused.into_iter().chain(self.withdrawals.next_deadline()).min()
     }
 
     /// The time of the last input.
@@ -258,6 +284,8 @@ impl Shard {
             Message::Elsewhere { name } => self.on_elsewhere(&name, out),
             Message::Leaving { values, last } => self.on_leaving(from, values, last, out),
             Message::LeavingAck => self.on_leaving_ack(from, out),
+            Message::Owner { name, id, owner } => self.on_owner(from, &name, id, owner),
+            Message::Purge { pid } => self.purge_mine(pid, out),
         }
     }
 
@@ -277,12 +305,7 @@ impl Shard {
     }
 
     fn context(&self) -> Context<'_> {
-        Context {
-            epoch: self.view.epoch,
-            fenced: &self.passable,
-            value_bytes: self.config.value_bytes,
-            now: self.now,
-        }
+        context!(self)
     }
 
     fn owner_of(&self, name: &LockName) -> Option<Identity> {

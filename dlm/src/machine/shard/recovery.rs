@@ -6,7 +6,7 @@ use super::master::Mastered;
 use super::{Bucket, Output, Shard, SpaceView};
 use crate::bug::Bug;
 use crate::machine::map;
-use crate::machine::{Context, Event, Resource};
+use crate::machine::{Event, Resource};
 use crate::wire::{BucketState, Generation, ITEMS_MAX, Message, Numbered, Relock};
 use crate::{LockId, LockName};
 use quorate_membership::{Epoch, Identity};
@@ -92,12 +92,7 @@ impl Shard {
         if self.leaving.is_some() {
             return;
         }
-        let cx = Context {
-            epoch: self.view.epoch,
-            fenced: &self.passable,
-            value_bytes: self.config.value_bytes,
-            now: self.now,
-        };
+        let cx = context!(self);
         let mut changed = Vec::new();
         for (name, mastered) in &mut self.masters {
             if !mastered.resource.is_touched_by(who) {
@@ -160,12 +155,7 @@ impl Shard {
     /// A member is gone: failed, if it left a debt.
     fn lose(&mut self, who: Identity, out: &mut Vec<Output>) {
         let failed = self.view.debtors.contains_key(&who) && !self.has_bug(Bug::GrantBeforeFence);
-        let cx = Context {
-            epoch: self.view.epoch,
-            fenced: &self.passable,
-            value_bytes: self.config.value_bytes,
-            now: self.now,
-        };
+        let cx = context!(self);
         let mut changed = Vec::new();
         for (name, mastered) in &mut self.masters {
             if mastered.resource.locks().any(|l| l.key.node == who) {
@@ -360,12 +350,7 @@ impl Shard {
         if self.has_bug(Bug::TrustEveryCopy) {
             locks.iter_mut().for_each(|(_, l)| (l.value_clean, l.value_invalid) = (true, false));
         }
-        let cx = Context {
-            epoch: self.view.epoch,
-            fenced: &self.passable,
-            value_bytes: self.config.value_bytes,
-            now: self.now,
-        };
+        let cx = context!(self);
         let mut events: Vec<Event> = Vec::new();
         let mut resource = Resource::rebuild(&cx, floor, locks, debtors, &mut events);
         for who in &self.passable {

@@ -281,7 +281,7 @@ impl Run {
         let dump = self.world.nodes[&who].machine.dump();
         let is_here = dump.resources.iter().any(|r| r.name == name && r.assumed.is_empty());
         let mode = if lock.granted == Some(Mode::EX) { Mode::NL } else { Mode::EX };
-        let request = ConvertRequest { mode, flags: Flags::NONE, value: None };
+        let request = ConvertRequest::new(mode);
         self.world.convert(who, key.1, request).unwrap();
         if let Some(lock) = self.locks.get_mut(&key) {
             lock.is_pending = true;
@@ -357,7 +357,7 @@ impl Run {
             if mode == granted {
                 return;
             }
-            let _ = self.world.convert(who, id, ConvertRequest { mode, flags, value });
+            let _ = self.world.convert(who, id, ConvertRequest::new(mode).flags(flags).value(value));
         }
         if let Some(lock) = self.locks.get_mut(&(who, id)) {
             lock.is_pending = true;
