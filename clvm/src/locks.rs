@@ -110,7 +110,9 @@ fn granted(completion: Completion) -> Result<Grant, LockFailure> {
         Completion::Granted(grant) => Ok(grant),
         Completion::Again | Completion::Recovering => Err(LockFailure::Held),
         Completion::Stopped | Completion::Unlocked => Err(LockFailure::Stopped),
-        Completion::Deadlock | Completion::Cancelled | Completion::TimedOut => Err(LockFailure::Withdrawn),
+        Completion::Deadlock | Completion::Cancelled | Completion::TimedOut | Completion::Held(_) => {
+            Err(LockFailure::Withdrawn)
+        }
     }
 }
 

@@ -141,6 +141,21 @@ pub enum Completion {
     TimedOut,
     /// The lockspace was stopped (this life of the node is over). The lock is gone.
     Stopped,
+    /// POSIX with TEST: this one stands against it.
+    Held(Holder),
+}
+
+/// Who has a lock that another request is held up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The life of the node.
+    pub node: quorate_membership::Identity,
+    /// Who within the node; the low 32 bits are the process.
+    pub owner: u64,
+    /// The mode in force.
+    pub mode: Mode,
+    /// On which part.
+    pub range: Range,
 }
 
 /// A granted lock.

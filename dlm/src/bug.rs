@@ -24,6 +24,10 @@ pub enum Bug {
     LoseUnlock,
     /// Operations on names whose master lives wait until recovery is over.
     StopEverything,
+    /// What an unlock in the middle of a POSIX lock leaves to its right is lost at the master.
+    LoseRemainder,
+    /// A rebuilt resource does not look which POSIX requests without an answer its old master had carried out.
+    ForgetPosixCuts,
     /// Operations that a new master has taken over are not repeated to it, and neither are those it has not.
     NeverResend,
 }

@@ -63,6 +63,7 @@ mod dump;
 pub mod local;
 mod machine;
 mod mode;
+pub mod posix;
 mod request;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -71,8 +72,8 @@ mod table;
 mod wire;
 
 pub use api::{
-    Completion, FencingToken, Grant, JoinError, LockCallbacks, LockError, LockId, LockManager, LockName,
-    Lockspace, LockspaceOptions, NAME_BYTES_MAX, NameTooLong, Range, ValueBlock,
+    Completion, FencingToken, Grant, Holder, JoinError, LockCallbacks, LockError, LockId, LockManager,
+    LockName, Lockspace, LockspaceOptions, NAME_BYTES_MAX, NameTooLong, Range, ValueBlock,
 };
 pub use driver::Dlm;
 pub use dump::{ElsewhereDump, LockDump, LockspaceDump, ResourceDump};

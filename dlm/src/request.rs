@@ -54,6 +54,12 @@ impl Flags {
     /// Ours: fail with `Recovering` rather than wait for the recovery of a failed node.
     pub const NORECOVERYWAIT: Self = Self(0x200_0000);
 
+    /// Ours: a POSIX file lock. The request cuts what its owner has on the resource anew in one step, NL ends what lies
+    /// in the range; what is granted belongs to the owner and not to the request (R16). See [`posix`](crate::posix).
+    pub const POSIX: Self = Self(0x400_0000);
+    /// Ours, with POSIX: only say who stands against it ([`crate::Completion::Held`]); NL granted if nobody does.
+    pub const TEST: Self = Self(0x800_0000);
+
     /// Whether all of `other` are set.
     #[must_use]
     pub const fn has(self, other: Self) -> bool {

@@ -122,7 +122,7 @@ impl Node {
     ) -> (Result<LockId, LockError>, Vec<Effect>) {
         let index = shard_of(bucket_of(request.name.as_bytes()));
         let id = LockId(self.next_id * u64::from(SHARDS) + u64::from(index));
-        self.next_id += 1;
+        self.next_id += if request.flags.has(crate::Flags::POSIX) { 2 } else { 1 };
         let (result, effects) = self.with(id, |shard, out| shard.request(now, id, request, out));
         (result, effects)
     }

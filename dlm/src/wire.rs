@@ -56,6 +56,8 @@ pub(crate) struct Relock {
     pub(crate) name: LockName,
     pub(crate) id: LockId,
     pub(crate) owner: u64,
+    /// A piece of a POSIX owner, or a request for one.
+    pub(crate) posix: bool,
     pub(crate) range: Range,
     pub(crate) granted: Option<Mode>,
     pub(crate) token: FencingToken,
@@ -184,6 +186,11 @@ fn check_value(value: Option<&ValueBlock>) -> Result<(), WireError> {
 }
 
 impl Operation {
+    /// Asks only who stands against a lock.
+    pub(crate) fn is_test(&self) -> bool {
+        matches!(self, Self::New { flags, .. } if flags.has(Flags::TEST))
+    }
+
     fn check(&self) -> Result<(), WireError> {
         match self {
             Self::New { range, .. } | Self::Convert { range: Some(range), .. } if range.end < range.start => {
@@ -255,6 +262,7 @@ mod tests {
             name: name.clone(),
             id: LockId(9),
             owner: 1,
+            posix: false,
             range: Range::ALL,
             granted: Some(Mode::EX),
             token: FencingToken { epoch: 4, sequence: 8 },

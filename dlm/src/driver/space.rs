@@ -7,7 +7,7 @@ use crate::machine::shard::{Input, Output, Shard, ShardConfig, SpaceView};
 use crate::table::name_hash;
 use crate::wire::Frame;
 use crate::{
-    Completion, ConvertRequest, JoinError, LockCallbacks, LockError, LockId, LockRequest, Lockspace,
+    Completion, ConvertRequest, Flags, JoinError, LockCallbacks, LockError, LockId, LockRequest, Lockspace,
     LockspaceDump, LockspaceOptions, LockspaceStats, Mode, UnlockRequest,
 };
 use quorate_membership::{Epoch, Identity, Instant, NodeId, View};
@@ -97,7 +97,7 @@ impl Space {
                     dlm.outgoing.send(to, frame.encode());
                 }
                 Output::Done { id, completion } => {
-                    if !entered.machine.has(id) {
+                    if !entered.machine.has(id) || entered.machine.is_posix(id) {
                         ended.push(id);
                     }
                     entered.call(id, Call::Done(completion));
@@ -341,7 +341,9 @@ impl Lockspace for Handle {
     fn request(&self, request: LockRequest, callbacks: Arc<dyn LockCallbacks>) -> Result<LockId, LockError> {
         self.space.check_open()?;
         let shard = shard_of(bucket_of(request.name.as_bytes()));
-        let number = self.dlm.next_id.fetch_add(1, Ordering::Relaxed);
+        // A POSIX request may need a second number, see `machine::posix::spare`.
+        let numbers = if request.flags.has(Flags::POSIX) { 2 } else { 1 };
+        let number = self.dlm.next_id.fetch_add(numbers, Ordering::Relaxed);
         let id = LockId(number * u64::from(SHARDS) + u64::from(shard));
         let index = usize::from(shard);
         let now = self.dlm.now();

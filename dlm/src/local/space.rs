@@ -2,6 +2,7 @@
 
 use crate::deliver::{Call, Delivery, HasOutbox, Outbox, deliver, lock};
 use crate::dump::ResourceDump;
+use crate::machine::posix::POSIX_BY_RANGE;
 use crate::machine::{self, Context, Event, LockKey, Pending, Resource};
 use crate::table::{Table, name_hash};
 use crate::{
@@ -56,6 +57,7 @@ struct Record {
     /// What to tell instead of `Cancelled`, should that operation be withdrawn.
     reason: Option<(u32, Completion)>,
     count: Arc<AtomicU64>,
+    posix: bool,
     callbacks: Arc<dyn LockCallbacks>,
 }
 
@@ -100,7 +102,8 @@ impl Shard {
             if !record.is_orphan {
                 self.outbox.push(Delivery { callbacks: record.callbacks.clone(), id: key.id, call });
             }
-            if resource.is_none_or(|r| r.find(key).is_none()) {
+            // What a POSIX request was granted belongs to its owner.
+            if record.posix || resource.is_none_or(|r| r.find(key).is_none()) {
                 record.count.fetch_sub(1, Ordering::AcqRel);
                 self.locks.remove(&key.id.0);
             }
@@ -137,12 +140,25 @@ impl Space {
         let mut members = lock(&self.members);
         let name = || self.options.name.clone();
         let count = members.get(&node).ok_or_else(|| JoinError::NotJoined(name()))?;
-        let locks = usize::try_from(count.load(Ordering::Acquire)).unwrap_or(usize::MAX);
+        let requests = usize::try_from(count.load(Ordering::Acquire)).unwrap_or(usize::MAX);
+        let locks = requests + self.pieces_of(node);
         if locks != 0 {
             return Err(JoinError::Busy { name: name(), locks });
         }
         members.remove(&node);
         Ok(members.is_empty())
+    }
+
+    /// Granted POSIX locks, which belong to their owners and not to a request.
+    fn pieces_of(&self, node: Identity) -> usize {
+        let count = |shard: &Mutex<Shard>| {
+            let shard = lock(shard);
+            let pieces = |r: &Resource| {
+                r.locks().filter(|l| l.posix && l.key.node == node && l.pending.is_none()).count()
+            };
+            shard.resources.values().map(pieces).sum::<usize>()
+        };
+        self.shards.iter().map(count).sum()
     }
 
     pub(super) fn crash(&self, node: Identity) {
@@ -275,7 +291,10 @@ impl Lockspace for Handle {
         }
         let index = name_hash(request.name.as_bytes()) % SHARDS;
         let mutex = self.space.shard_of(index);
-        let id = LockId(self.space.next_id.fetch_add(1, Ordering::Relaxed) * SHARDS + index);
+        let posix = request.flags.has(Flags::POSIX);
+        // A POSIX request may need a second number, see `machine::posix::spare`.
+        let numbers = if posix { 2 } else { 1 };
+        let id = LockId(self.space.next_id.fetch_add(numbers, Ordering::Relaxed) * SHARDS + index);
         {
             let mut guard = lock(mutex);
             let shard = &mut *guard;
@@ -290,6 +309,7 @@ impl Lockspace for Handle {
                 op: 1,
                 reason: None,
                 count,
+                posix,
                 callbacks,
             };
             shard.locks.insert(id.0, record);
@@ -318,6 +338,9 @@ impl Lockspace for Handle {
         let op = self.with_lock(id, |cx, resource, record, events| {
             let lock = resource.find(record.key).ok_or(LockError::NotFound)?;
             let granted = lock.granted.filter(|_| lock.pending.is_none()).ok_or(LockError::Busy)?;
+            if lock.posix {
+                return Err(LockError::Invalid(POSIX_BY_RANGE));
+            }
             machine::check_convert(granted, lock.range, &request, cx.value_bytes)?;
             record.op = record.op.wrapping_add(1);
             record.is_persistent |= request.flags.has(Flags::PERSISTENT) && record.owner != 0;

@@ -25,6 +25,20 @@ pub(crate) fn check_request(request: &LockRequest) -> Result<(), LockError> {
         return Err(LockError::Invalid("PERSISTENT without an owner to outlive"));
     }
     check_timeout(f, request.timeout)?;
+    if f.has(Flags::TEST) && !f.has(Flags::POSIX) {
+        return Err(LockError::Invalid("TEST is for POSIX locks"));
+    }
+    if f.has(Flags::POSIX) {
+        let others = [Flags::TEST, Flags::NOQUEUE, Flags::NORECOVERYWAIT, Flags::NODLCKWT, Flags::TIMEOUT];
+        if f.0 & !others.iter().fold(Flags::POSIX.0, |all, flag| all | flag.0) != 0 {
+            return Err(LockError::Invalid(
+                "POSIX goes with TEST, NOQUEUE, NODLCKWT, NORECOVERYWAIT and TIMEOUT only",
+            ));
+        }
+        if !matches!(request.mode, Mode::NL | Mode::PR | Mode::EX) {
+            return Err(LockError::Invalid("POSIX locks are NL, PR or EX"));
+        }
+    }
     if request.range.end < request.range.start {
         return Err(LockError::Invalid("a range that ends before it starts"));
     }

@@ -99,6 +99,7 @@ mod tests {
             recovery: false,
             dead: false,
             since: quorate_membership::Instant(0),
+            posix: false,
         }
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct Lock {
     pub(crate) recovery: bool,
     /// Its node failed and may still act under the lock, or the lock is a hold (R14).
     pub(crate) dead: bool,
+    /// A piece of a POSIX owner, or a request for one (R16).
+    pub(crate) posix: bool,
     /// Since when, on the master's clock, it has what it has or waits for what it waits for.
     pub(crate) since: Instant,
 }

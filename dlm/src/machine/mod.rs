@@ -7,6 +7,7 @@ mod hold;
 mod lock;
 pub(crate) mod map;
 mod operations;
+pub(crate) mod posix;
 mod rebuild;
 mod resource;
 pub(crate) mod shard;

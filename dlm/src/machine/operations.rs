@@ -20,6 +20,7 @@ impl Resource {
             owner,
             range: pending.range,
             granted: None,
+            posix: pending.flags.has(Flags::POSIX),
             pending: Some(pending),
             token: FencingToken::default(),
             told: None,
@@ -28,7 +29,12 @@ impl Resource {
             dead: false,
             since: cx.now,
         };
-        self.attempt(cx, lock, out);
+        let posix = lock.posix;
+        // A new lock frees nothing, a POSIX one may.
+        if self.attempt(cx, lock, out) && posix {
+            self.regrant(cx, out);
+            self.tell_blockers(out);
+        }
         self.finish(out);
     }
 
@@ -61,6 +67,11 @@ impl Resource {
         let Some(pending) = lock.pending.clone() else { return false };
         let (flags, key, range) = (pending.flags, lock.key, pending.range);
         let is_new = lock.granted.is_none();
+        if lock.posix && flags.has(Flags::TEST) {
+            let answer = self.test_posix(&lock, &pending);
+            out.push(self.done(key, pending.op, answer));
+            return false;
+        }
         let obstacle = self.obstacle(cx, &lock, &pending, Attempt::First);
         if obstacle == Obstacle::None {
             self.grant(cx, lock, false, out);
@@ -77,7 +88,7 @@ impl Resource {
             }
         }
         let recovers = obstacle == Obstacle::Recovery
-            || self.conflict(cx, key, pending.mode, range, flags) == Obstacle::Recovery;
+            || self.conflict(cx, &lock, pending.mode, range, flags) == Obstacle::Recovery;
         let refused = if recovers && flags.has(Flags::NORECOVERYWAIT) {
             Some(Completion::Recovering)
         } else if !recovers && flags.has(Flags::NOQUEUE) {
@@ -196,7 +207,7 @@ impl Resource {
         }
     }
 
-    pub(super) fn take(&mut self, key: LockKey) -> Option<Lock> {
+    pub(crate) fn take(&mut self, key: LockKey) -> Option<Lock> {
         for queue in [&mut self.granted, &mut self.converting, &mut self.waiting] {
             if let Some(at) = queue.iter().position(|l| l.key == key) {
                 return Some(queue.remove(at));

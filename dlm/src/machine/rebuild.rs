@@ -42,6 +42,7 @@ impl Resource {
         for (node, relock) in locks {
             resource.take_in(cx, node, relock, &mut copies, out);
         }
+        resource.settle_posix(cx, out);
         resource.settle_doubtful(cx, out);
         if let Some((sequence, bytes)) = copies.best {
             resource.value.sequence = sequence;
@@ -77,6 +78,7 @@ impl Resource {
         let mut lock = Lock {
             key,
             owner: relock.owner,
+            posix: relock.posix,
             range: relock.range,
             granted: relock.granted,
             pending: None,
@@ -252,6 +254,7 @@ mod tests {
             name: LockName::new(b"r").unwrap(),
             id: LockId(1),
             owner: 0,
+            posix: false,
             range: Range::ALL,
             granted,
             token: FencingToken { epoch: 1, sequence: 5 },

@@ -132,11 +132,11 @@ impl Resource {
         self.locks().find(|l| l.key == key)
     }
 
-    /// What stands against granting `mode` on `range` to `key`, the queues left aside.
+    /// What stands against granting `mode` on `range` to `asking`, the queues left aside.
     pub(super) fn conflict(
         &self,
         cx: &Context<'_>,
-        key: LockKey,
+        asking: &Lock,
         mode: Mode,
         range: Range,
         flags: Flags,
@@ -144,7 +144,7 @@ impl Resource {
         let passes = |who: &Identity| flags.has(Flags::RECOVERY) && cx.fenced.contains(who);
         let mut found = Obstacle::None;
         for lock in self.granted.iter().chain(&self.converting) {
-            if lock.key == key || !lock.conflicts(mode, range) {
+            if lock.key == asking.key || !lock.conflicts(mode, range) || lock.is_of_owner_of(asking) {
                 continue;
             }
             if !lock.dead {
@@ -173,12 +173,12 @@ impl Resource {
         if is_new && flags.has(Flags::EXPEDITE) {
             return Obstacle::None;
         }
-        match self.conflict(cx, lock.key, pending.mode, pending.range, flags) {
+        match self.conflict(cx, lock, pending.mode, pending.range, flags) {
             Obstacle::None => {}
             other => return other,
         }
         // Waiters behind a hold must not stop the participant that ends the hold, so RECOVERY is out of order too.
-        if flags.has(Flags::NOORDER) || flags.has(Flags::RECOVERY) {
+        if flags.has(Flags::NOORDER) || flags.has(Flags::RECOVERY) || lock.posix {
             return Obstacle::None;
         }
         let any =
@@ -195,6 +195,9 @@ impl Resource {
     /// Gives `lock` what it waits for and puts it on the granted queue.
     pub(super) fn grant(&mut self, cx: &Context<'_>, mut lock: Lock, alt_mode: bool, out: &mut Vec<Event>) {
         let Some(pending) = lock.pending.take() else { return self.granted.push(lock) };
+        if lock.posix {
+            return self.grant_posix(cx, &lock, &pending, out);
+        }
         let uses_value = pending.flags.has(Flags::VALBLK);
         let transfer = transfer(lock.granted, pending.mode);
         let mut value = None;
@@ -260,9 +263,8 @@ impl Resource {
                     Obstacle::None => verdict = Some((at, true)),
                     Obstacle::Lock | Obstacle::Order if pending.flags.has(Flags::NOQUEUE) => {
                         // In order or not, it may not wait for the living.
-                        let recovering =
-                            self.conflict(cx, lock.key, pending.mode, pending.range, pending.flags)
-                                == Obstacle::Recovery;
+                        let recovering = self.conflict(cx, lock, pending.mode, pending.range, pending.flags)
+                            == Obstacle::Recovery;
                         if !recovering {
                             verdict = Some((at, false));
                         }
@@ -291,6 +293,10 @@ impl Resource {
     /// Tells holders that they block `mode` on `range`, each once per mode.
     pub(super) fn tell_blockers_of(&mut self, key: LockKey, mode: Mode, range: Range, out: &mut Vec<Event>) {
         for lock in &mut self.granted {
+            // The owner of a POSIX lock is never asked to give it up.
+            if lock.posix {
+                continue;
+            }
             if lock.key != key && !lock.dead && lock.conflicts(mode, range) && lock.told < Some(mode) {
                 lock.told = Some(mode);
                 out.push(Event::Blocking { key: lock.key, mode });

@@ -108,6 +108,9 @@ fn describe(told: &Told) -> Vec<String> {
         Told::Done(Completion::Recovering) => words("error ERECOVERING"),
         Told::Done(Completion::TimedOut) => words("error ETIMEDOUT"),
         Told::Done(Completion::Stopped) => words("error ESTOPPED"),
+        Told::Done(Completion::Held(holder)) => {
+            vec![format!("held by {} {:?}", holder.node.node, holder.mode)]
+        }
         Told::Done(Completion::Unlocked) => vec!["unlocked".to_owned()],
     }
 }

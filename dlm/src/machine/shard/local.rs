@@ -2,6 +2,7 @@
 
 use super::{Output, Shard};
 use crate::bug::Bug;
+use crate::machine::posix::POSIX_BY_RANGE;
 use crate::machine::value::{Transfer, transfer};
 use crate::machine::{self, LockKey};
 use crate::wire::{Generation, Message, Numbered, Operation};
@@ -49,6 +50,8 @@ pub(super) struct Underway {
 pub(super) struct LocalLock {
     pub(super) name: LockName,
     pub(super) owner: u64,
+    /// A piece of a POSIX owner, or a request for one.
+    pub(super) posix: bool,
     pub(super) range: Range,
     pub(super) granted: Option<Mode>,
     pub(super) token: FencingToken,
@@ -86,6 +89,7 @@ impl Shard {
         let lock = LocalLock {
             name: name.clone(),
             owner,
+            posix: flags.has(Flags::POSIX),
             range,
             granted: None,
             token: FencingToken::default(),
@@ -130,6 +134,9 @@ impl Shard {
     ) -> Result<(), LockError> {
         self.now = now;
         let lock = self.locks.find(&id.0).ok_or(LockError::NotFound)?;
+        if lock.posix {
+            return Err(LockError::Invalid(POSIX_BY_RANGE));
+        }
         let granted = lock.granted.filter(|_| lock.operations.is_empty()).ok_or(LockError::Busy)?;
         machine::check_convert(granted, lock.range, &request, self.config.value_bytes)?;
         let ConvertRequest { mode, range, flags, value, timeout, priority } = request;
@@ -314,13 +321,22 @@ impl Shard {
         let underway = lock.operations.remove(at);
         self.stats.ended(&completion, self.now.since(underway.at));
         let completion = self.withdrawals.ended(id, op, completion);
+        let mut posix = None;
         if let Completion::Granted(grant) = &completion {
-            lock.grant(&underway.numbered.operation, grant, value_sequence);
+            if !lock.posix {
+                lock.grant(&underway.numbered.operation, grant, value_sequence);
+            } else if !underway.numbered.operation.is_test() {
+                posix = Some((grant.mode, grant.token));
+            }
         }
         // A cancel has no answer of its own: it ends with what it was for.
         while lock.operations.first().is_some_and(|u| u.numbered.operation == Operation::Cancel) {
             lock.operations.remove(0);
         }
+        if let Some(cut) = posix {
+            self.apply_posix(id, cut);
+        }
+        let Some(lock) = self.locks.find(&id.0) else { return };
         let is_over = completion == Completion::Unlocked || lock.granted.is_none();
         // What an unlock has overtaken is not told: the lock may be somebody else's by now.
         let is_overtaken = completion != Completion::Unlocked && lock.is_ending();
@@ -356,6 +372,10 @@ impl Shard {
         for id in ids {
             let Some(lock) = self.locks.find(&id.0) else { continue };
             let Some(mut mode) = lock.granted else { continue };
+            if lock.posix {
+                out.extend(self.usable_piece(id, lock));
+                continue;
+            }
             let (mut is_ending, mut range) = (false, lock.range);
             for underway in &lock.operations {
                 match &underway.numbered.operation {

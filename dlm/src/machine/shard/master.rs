@@ -62,6 +62,7 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let mut events = core::mem::take(&mut self.events);
+        let loses_remainder = self.has_bug(Bug::LoseRemainder);
         let loses_unlock = self.has_bug(Bug::LoseUnlock) && key.node != self.config.me;
         let cx = context!(self);
         if let Some(mastered) = self.masters.get_mut(name) {
@@ -91,6 +92,9 @@ impl Shard {
                 }
                 Operation::Cancel => resource.cancel(&cx, key, &mut events),
             };
+            if loses_remainder {
+                let _ = resource.take(LockKey { id: crate::machine::posix::spare(key.id), ..key });
+            }
             if let Err(error) = result {
                 tracing::debug!(target: "quorate_dlm", %name, node = %key.node, %error, "operation without effect");
             }

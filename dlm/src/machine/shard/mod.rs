@@ -28,6 +28,7 @@ mod leave;
 mod local;
 mod master;
 mod owners;
+mod posix;
 mod recovery;
 mod withdraw;
 

@@ -347,6 +347,10 @@ impl Shard {
         if self.has_bug(Bug::LoseRelock) && 1 < locks.len() {
             locks.pop();
         }
+        if self.has_bug(Bug::ForgetPosixCuts) {
+            let asking = locks.iter_mut().filter(|(_, l)| !l.operations.is_empty());
+            asking.for_each(|(_, l)| l.posix = false);
+        }
         if self.has_bug(Bug::TrustEveryCopy) {
             locks.iter_mut().for_each(|(_, l)| (l.value_clean, l.value_invalid) = (true, false));
         }
@@ -416,6 +420,7 @@ impl super::LocalLock {
             name: self.name.clone(),
             id,
             owner: self.owner,
+            posix: self.posix,
             range: self.range,
             granted: self.granted,
             token: self.token,

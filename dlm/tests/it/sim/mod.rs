@@ -1,5 +1,6 @@
 //! The simulation of the distributed lock manager: seeds from `QUORATE_SEEDS=A..B` or `QUORATE_SEED=N`.
 
+mod posix;
 mod run;
 mod scenarios;
 pub(crate) mod world;

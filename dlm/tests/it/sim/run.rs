@@ -422,7 +422,7 @@ impl Run {
     }
 }
 
-fn mount() -> Request {
+pub(super) fn mount() -> Request {
     Request::Attach(AttachRequest {
         resource: mount_id(),
         safety: Safety::Lease,
