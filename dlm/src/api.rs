@@ -314,6 +314,14 @@ pub enum JoinError {
         /// How many.
         locks: usize,
     },
+    /// The lock service of this host does not open it.
+    #[error("lockspace {name}: {reason}")]
+    Service {
+        /// The lockspace.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// This node is not in the lockspace.
     #[error("this node is not in lockspace {0}")]
     NotJoined(String),

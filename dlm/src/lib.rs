@@ -65,10 +65,13 @@ mod machine;
 mod mode;
 pub mod posix;
 mod request;
+#[cfg(feature = "service")]
+pub mod service;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod stats;
 mod table;
+mod take;
 mod wire;
 
 pub use api::{
@@ -80,3 +83,4 @@ pub use dump::{ElsewhereDump, LockDump, LockspaceDump, ResourceDump};
 pub use mode::Mode;
 pub use request::{ConvertRequest, Flags, LockRequest, UnlockRequest};
 pub use stats::{LockspaceStats, WAIT_BUCKETS, WaitHistogram};
+pub use take::{Take, TakeError, Taken, Taking};

@@ -2,7 +2,7 @@
 
 use quorate_dlm::{Completion, LockCallbacks, LockId, Mode};
 use quorate_membership::{BoxFuture, Instant, Runtime};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 /// Time and tasks from tokio.
 #[derive(Debug)]
@@ -38,9 +38,18 @@ pub(crate) enum Told {
 
 /// Writes down all calls.
 #[derive(Debug, Default)]
-pub(crate) struct Recorder(Mutex<Vec<(LockId, Told)>>);
+pub(crate) struct Recorder(Mutex<Vec<(LockId, Told)>>, Condvar);
 
 impl Recorder {
+    /// Waits until there are `count` calls, and takes all; an error is what there is when `limit` is over.
+    #[cfg_attr(not(feature = "service"), expect(dead_code, reason = "for tests with processes"))]
+    pub(crate) fn wait(&self, count: usize, limit: std::time::Duration) -> Result<Vec<Told>, Vec<Told>> {
+        let calls = self.0.lock().unwrap();
+        let (mut calls, end) = self.1.wait_timeout_while(calls, limit, |c| c.len() < count).unwrap();
+        let told = std::mem::take(&mut *calls).into_iter().map(|(_, t)| t).collect();
+        if end.timed_out() { Err(told) } else { Ok(told) }
+    }
+
     pub(crate) fn take(&self) -> Vec<(LockId, Told)> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
@@ -49,8 +58,10 @@ impl Recorder {
 impl LockCallbacks for Recorder {
     fn completion(&self, id: LockId, completion: Completion) {
         self.0.lock().unwrap().push((id, Told::Done(completion)));
+        self.1.notify_all();
     }
     fn blocking(&self, id: LockId, mode: Mode) {
         self.0.lock().unwrap().push((id, Told::Blocking(mode)));
+        self.1.notify_all();
     }
 }
