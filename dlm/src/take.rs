@@ -379,7 +379,7 @@ mod tests {
         assert_eq!(second.unwrap_err(), TakeError::TimedOut(limit));
         drop(first);
         let mut third = Take::new(&space, request(Mode::PR)).wait().unwrap();
-        let to = |mode| ConvertRequest { mode, flags: Flags::NONE, value: None };
+        let to = ConvertRequest::new;
         assert_eq!(third.convert_wait(to(Mode::EX)).unwrap().mode, Mode::EX);
     }
 

@@ -4,11 +4,11 @@ use super::protocol::{LOCKS_MAX, MAGIC, ToClient, ToServer, VERSION, push_frame,
 use crate::deliver::lock;
 use crate::machine::{check_convert, check_request, check_unlock};
 use crate::{
-    Completion, ConvertRequest, JoinError, LockCallbacks, LockError, LockId, LockManager, LockRequest,
-    Lockspace, LockspaceOptions, Mode, UnlockRequest,
+    Completion, ConvertRequest, Flags, JoinError, LockCallbacks, LockError, LockId, LockManager, LockRequest,
+    Lockspace, LockspaceOptions, Mode, Range, UnlockRequest,
 };
 use core::task::{Poll, Waker};
-use quorate_membership::{BoxFuture, Identity, Safety};
+use quorate_membership::{BoxFuture, Identity, NodeId, Safety};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -93,6 +93,13 @@ struct ClientLock {
     granted: Option<Mode>,
     is_pending: bool,
     is_ending: bool,
+    is_persistent: bool,
+    owner: u64,
+    /// What it covers, and what it will when what is pending is granted.
+    range: Range,
+    wanted: Range,
+    /// Its owner has ended; as an orphan it is told nothing.
+    is_closed: bool,
 }
 
 impl Client {
@@ -311,12 +318,14 @@ impl Inner {
             let mut state = lock(&self.state);
             let Some(this) = state.locks.get_mut(&id) else { return };
             if let Completion::Granted(grant) = &completion {
-                this.granted = Some(grant.mode);
+                (this.granted, this.range) = (Some(grant.mode), this.wanted);
             }
             let is_end = matches!(completion, Completion::Unlocked | Completion::Stopped);
             let is_over = is_end || this.granted.is_none();
             let callbacks = this.callbacks.clone();
+            let is_orphan = this.is_closed && this.is_persistent && this.granted.is_some();
             let told = match (this.is_ending && !is_end, is_over) {
+                _ if is_orphan && completion == Completion::Unlocked => None,
                 (false, _) => Some(completion),
                 // What an unlock has overtaken is not told; if nothing is left to unlock, that was its end.
                 (true, true) => Some(Completion::Unlocked),
@@ -368,20 +377,32 @@ impl Lockspace for ClientSpace {
             if LOCKS_MAX <= state.locks.len() {
                 return Err(LockError::Invalid("more locks than one program may have"));
             }
-            let (space, granted) = (self.number, None);
-            state
-                .locks
-                .insert(id, ClientLock { space, callbacks, granted, is_pending: true, is_ending: false });
+            let this = ClientLock {
+                space: self.number,
+                callbacks,
+                granted: None,
+                is_pending: true,
+                is_ending: false,
+                is_persistent: request.flags.has(Flags::PERSISTENT),
+                owner: request.owner,
+                range: request.range,
+                wanted: request.range,
+                is_closed: false,
+            };
+            state.locks.insert(id, this);
         }
-        let LockRequest { name, mode, range, flags, owner } = request;
+        let LockRequest { name, mode, range, flags, owner, timeout, priority } = request;
+        let space = self.number;
         self.inner().send(&ToServer::Request {
-            space: self.number,
+            space,
             lock: id,
             name,
             mode,
             range,
             flags,
             owner,
+            timeout,
+            priority,
         });
         Ok(LockId(id))
     }
@@ -392,11 +413,12 @@ impl Lockspace for ClientSpace {
             let this = state.locks.get_mut(&id.0).ok_or(LockError::NotFound)?;
             let is_idle = !this.is_pending && !this.is_ending;
             let granted = this.granted.filter(|_| is_idle).ok_or(LockError::Busy)?;
-            check_convert(granted, &request, self.value_bytes)?;
+            check_convert(granted, this.range, &request, self.value_bytes)?;
             this.is_pending = true;
+            this.wanted = request.range.unwrap_or(this.range);
         }
-        let ConvertRequest { mode, flags, value } = request;
-        self.inner().send(&ToServer::Convert { lock: id.0, mode, flags, value });
+        let ConvertRequest { mode, range, flags, value, timeout, priority } = request;
+        self.inner().send(&ToServer::Convert { lock: id.0, mode, range, flags, value, timeout, priority });
         Ok(())
     }
 
@@ -413,6 +435,23 @@ impl Lockspace for ClientSpace {
         let UnlockRequest { flags, value } = request;
         self.inner().send(&ToServer::Unlock { lock: id.0, flags, value });
         Ok(())
+    }
+
+    fn close_owner(&self, owner: u64) {
+        if owner == 0 {
+            return;
+        }
+        {
+            let mut state = lock(&self.inner().state);
+            for this in state.locks.values_mut().filter(|l| (l.space, l.owner) == (self.number, owner)) {
+                this.is_closed = true;
+            }
+        }
+        self.inner().send(&ToServer::CloseOwner { space: self.number, owner });
+    }
+
+    fn purge(&self, node: NodeId, pid: u32) {
+        self.inner().send(&ToServer::Purge { space: self.number, node, pid });
     }
 
     fn cancel(&self, id: LockId) -> Result<(), LockError> {

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 
 /// How much is read at once, in bytes.
@@ -33,6 +34,9 @@ struct Entry {
     id: Option<LockId>,
     is_granted: bool,
     uses_value: bool,
+    is_persistent: bool,
+    /// As the lock manager knows it; 0: the lock stands for itself.
+    owner: u64,
 }
 
 #[derive(Default)]
@@ -54,6 +58,8 @@ pub(super) struct Connection {
     pub(super) command: String,
     pub(super) since: Instant,
     locks: Mutex<BTreeMap<u64, Entry>>,
+    /// The owners that the program names, and what the lock manager knows them by.
+    owners: Mutex<BTreeMap<u64, u64>>,
     out: Mutex<Out>,
 }
 
@@ -92,8 +98,19 @@ fn violation(text: &str) -> End {
 impl Connection {
     pub(super) fn new(shared: Arc<Shared>, stream: UnixStream, peer: Peer) -> Arc<Self> {
         let since = shared.runtime.now();
-        let (locks, out, command) = (Mutex::default(), Mutex::default(), command_of(peer.pid));
-        Arc::new_cyclic(|this| Self { this: this.clone(), shared, stream, peer, command, since, locks, out })
+        let (locks, owners, out) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let command = command_of(peer.pid);
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            shared,
+            stream,
+            peer,
+            command,
+            since,
+            locks,
+            owners,
+            out,
+        })
     }
 
     /// Serves until the program goes, or is cut off; then everything it had is given up.
@@ -105,7 +122,7 @@ impl Connection {
             tracing::debug!(target: "quorate_dlm", pid = self.peer.pid, %error, "a program is cut off");
             self.tell(&ToClient::Refused { reason: short(&error.to_string()) });
         }
-        self.end();
+        self.end(&spaces);
         for (_, (name, _)) in spaces {
             self.shared.spaces.close(&name);
         }
@@ -180,15 +197,15 @@ impl Connection {
                 }
                 Ok(())
             }
-            ToServer::Request { space, lock: number, name, mode, range, flags, owner } => {
+            ToServer::Request { space, lock: number, name, mode, range, flags, owner, timeout, priority } => {
                 let (_, space) =
                     spaces.get(&space).ok_or_else(|| violation("a lockspace that is not open"))?;
-                let owner = if owner == 0 { u64::from(self.peer.pid) } else { owner };
-                let request = LockRequest { range, flags, owner, ..LockRequest::new(name, mode) };
+                let owner = if owner == 0 { 0 } else { self.owner(owner) };
+                let request = LockRequest { name, mode, range, flags, owner, timeout, priority };
                 self.request(space, number, request)
             }
-            ToServer::Convert { lock: number, mode, flags, value } => {
-                let request = ConvertRequest { mode, flags, value };
+            ToServer::Convert { lock: number, mode, range, flags, value, timeout, priority } => {
+                let request = ConvertRequest { mode, range, flags, value, timeout, priority };
                 self.with(number, flags, request.value.as_ref(), |space, id| {
                     space.convert(id, request.clone())
                 })
@@ -205,6 +222,20 @@ impl Connection {
             }
             ToServer::Cancel { lock: number } => {
                 self.with(number, Flags::NONE, None, |space, id| space.cancel(id))
+            }
+            ToServer::CloseOwner { space, owner } => {
+                let (_, space) =
+                    spaces.get(&space).ok_or_else(|| violation("a lockspace that is not open"))?;
+                let owner = self.owner(owner);
+                space.close_owner(owner);
+                self.forget_orphans(space.name(), owner);
+                Ok(())
+            }
+            ToServer::Purge { space, node, pid } => {
+                let (_, space) =
+                    spaces.get(&space).ok_or_else(|| violation("a lockspace that is not open"))?;
+                space.purge(node, pid);
+                Ok(())
             }
         }
     }
@@ -245,8 +276,15 @@ impl Connection {
             if locks.contains_key(&number) || LOCKS_MAX <= locks.len() {
                 return Err(violation("a lock number that is in use, or too many locks"));
             }
-            let uses_value = request.flags.has(Flags::VALBLK);
-            locks.insert(number, Entry { space: space.clone(), id: None, is_granted: false, uses_value });
+            let entry = Entry {
+                space: space.clone(),
+                id: None,
+                is_granted: false,
+                uses_value: request.flags.has(Flags::VALBLK),
+                is_persistent: request.flags.has(Flags::PERSISTENT),
+                owner: request.owner,
+            };
+            locks.insert(number, entry);
         }
         let served = Arc::new(Served { connection: self.clone(), number });
         match space.request(request, served) {
@@ -257,9 +295,14 @@ impl Connection {
                 }
                 Ok(())
             }
-            Err(LockError::Stopped) => {
+            // These depend on more than the client sees.
+            Err(error @ (LockError::Stopped | LockError::NotFound | LockError::OtherMode)) => {
                 lock(&self.locks).remove(&number);
-                self.tell(&ToClient::Done { lock: number, completion: Completion::Stopped });
+                let completion = match error {
+                    LockError::Stopped => Completion::Stopped,
+                    _ => Completion::Again,
+                };
+                self.tell(&ToClient::Done { lock: number, completion });
                 Ok(())
             }
             Err(error) => {
@@ -292,11 +335,41 @@ impl Connection {
         }
     }
 
+    /// What the lock manager knows one of the program's owners by: no two programs have one in common, and the low half
+    /// is the process id.
+    fn owner(&self, named: u64) -> u64 {
+        let mut owners = lock(&self.owners);
+        let number = || self.shared.next_owner.fetch_add(1, Ordering::Relaxed);
+        *owners.entry(named).or_insert_with(|| (number() << 32) | u64::from(self.peer.pid))
+    }
+
+    /// Orphans are the program's no more.
+    fn forget_orphans(&self, space: &str, owner: u64) {
+        let orphans: Vec<u64> = {
+            let mut locks = lock(&self.locks);
+            let is_orphan =
+                |e: &Entry| e.owner == owner && e.is_persistent && e.is_granted && e.space.name() == space;
+            let orphans: Vec<u64> = locks.iter().filter(|(_, e)| is_orphan(e)).map(|(n, _)| *n).collect();
+            orphans.iter().for_each(|number| drop(locks.remove(number)));
+            orphans
+        };
+        for number in orphans {
+            self.tell(&ToClient::Done { lock: number, completion: Completion::Unlocked });
+        }
+    }
+
     /// The program is gone: pending requests are withdrawn, locks unlocked; what it may have been writing is not valid.
-    fn end(&self) {
+    fn end(&self, spaces: &OpenSpaces) {
         lock(&self.out).is_broken = true;
-        let left: Vec<(Arc<dyn Lockspace>, LockId, bool)> =
-            lock(&self.locks).values().filter_map(|e| Some((e.space.clone(), e.id?, e.uses_value))).collect();
+        let owners: Vec<u64> = lock(&self.owners).values().copied().collect();
+        for (_, space) in spaces.values() {
+            owners.iter().for_each(|owner| space.close_owner(*owner));
+        }
+        let left: Vec<(Arc<dyn Lockspace>, LockId, bool)> = lock(&self.locks)
+            .values()
+            .filter(|e| e.owner == 0)
+            .filter_map(|e| Some((e.space.clone(), e.id?, e.uses_value)))
+            .collect();
         for (space, id, uses_value) in left {
             let invalid = if uses_value { Flags::IVVALBLK } else { Flags::NONE };
             let request = UnlockRequest { flags: Flags::FORCEUNLOCK | invalid, value: None };

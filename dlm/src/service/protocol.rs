@@ -11,7 +11,8 @@
 
 use crate::wire::VALUE_BYTES_MAX;
 use crate::{Completion, Flags, LockName, Mode, Range, ValueBlock};
-use quorate_membership::Identity;
+use core::time::Duration;
+use quorate_membership::{Identity, NodeId};
 use serde::{Deserialize, Serialize};
 use std::io;
 
@@ -39,13 +40,35 @@ pub(crate) enum ToServer {
     /// It is not needed any more; no lock on it is left.
     Close { space: u32 },
     /// A new lock.
-    Request { space: u32, lock: u64, name: LockName, mode: Mode, range: Range, flags: Flags, owner: u64 },
+    Request {
+        space: u32,
+        lock: u64,
+        name: LockName,
+        mode: Mode,
+        range: Range,
+        flags: Flags,
+        owner: u64,
+        timeout: Option<Duration>,
+        priority: i8,
+    },
     /// Another mode.
-    Convert { lock: u64, mode: Mode, flags: Flags, value: Option<ValueBlock> },
+    Convert {
+        lock: u64,
+        mode: Mode,
+        range: Option<Range>,
+        flags: Flags,
+        value: Option<ValueBlock>,
+        timeout: Option<Duration>,
+        priority: i8,
+    },
     /// The end of a lock.
     Unlock { lock: u64, flags: Flags, value: Option<ValueBlock> },
     /// Withdraws what a lock waits for.
     Cancel { lock: u64 },
+    /// One of the program's owners has ended.
+    CloseOwner { space: u32, owner: u64 },
+    /// Ends orphans.
+    Purge { space: u32, node: NodeId, pid: u32 },
 }
 
 /// To the program.
@@ -131,7 +154,20 @@ impl TestFrames {
         let mut out = Vec::new();
         let (mode, flags, range) = (Mode::EX, Flags::NONE, Range::ALL);
         let Ok(name) = LockName::new(b"r") else { return out };
-        push_frame(&mut out, &ToServer::Request { space: 1, lock, name, mode, range, flags, owner: 0 });
+        push_frame(
+            &mut out,
+            &ToServer::Request {
+                space: 1,
+                lock,
+                name,
+                mode,
+                range,
+                flags,
+                owner: 0,
+                timeout: None,
+                priority: 0,
+            },
+        );
         push_frame(&mut out, &ToServer::Unlock { lock, flags, value: None });
         out
     }
@@ -148,11 +184,31 @@ mod tests {
         vec![
             ToServer::Hello { magic: MAGIC, version: VERSION },
             ToServer::Open { space: 1, name: "s".repeat(64), value_bytes: Some(256) },
-            ToServer::Request { space: 1, lock: u64::MAX, name, mode, range: Range::ALL, flags, owner: 1 },
-            ToServer::Convert { lock: 1, mode, flags, value: Some(vec![1; 256]) },
+            ToServer::Request {
+                space: 1,
+                lock: u64::MAX,
+                name,
+                mode,
+                range: Range::ALL,
+                flags,
+                owner: 1,
+                timeout: Some(Duration::from_secs(1)),
+                priority: -1,
+            },
+            ToServer::Convert {
+                lock: 1,
+                mode,
+                range: Some(Range::ALL),
+                flags,
+                value: Some(vec![1; 256]),
+                timeout: None,
+                priority: 0,
+            },
             ToServer::Unlock { lock: 1, flags, value: None },
             ToServer::Cancel { lock: 1 },
             ToServer::Close { space: 1 },
+            ToServer::CloseOwner { space: 1, owner: 2 },
+            ToServer::Purge { space: 1, node: NodeId(1), pid: 0 },
         ]
     }
 
@@ -184,7 +240,7 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_bytes_give_an_error_or_a_message(
-            which in 0usize..7,
+            which in 0usize..9,
             at in 0usize..400,
             byte: u8,
             noise in proptest::collection::vec(any::<u8>(), 0..100),

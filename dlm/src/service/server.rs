@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// How many programs may be connected. Each costs a thread.
@@ -55,6 +56,7 @@ pub(super) struct Shared {
     pub(super) access: AccessRules,
     pub(super) spaces: Arc<Spaces>,
     pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) next_owner: AtomicU64,
     connections: Mutex<Connections>,
     changed: Condvar,
 }
@@ -108,6 +110,7 @@ impl LockServer {
             access: config.access,
             spaces: Spaces::new(manager, runtime.clone()),
             runtime,
+            next_owner: AtomicU64::new(1),
             connections: Mutex::default(),
             changed: Condvar::new(),
         });
