@@ -19,6 +19,9 @@ const CONNECTIONS: u8 = 2;
 /// How long giving a device up waits for its last flush.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long the end of a life waits for the storage servers' word on it. Well below the kill time of the supervisor.
+const LAST_WORD_DEADLINE: Duration = Duration::from_millis(250);
+
 /// The devices of this life, by export.
 #[derive(Debug, Default)]
 pub(crate) struct Devices {
@@ -125,6 +128,21 @@ impl World {
         let imported = Imported { server, nbd: Arc::new(nbd) };
         open.insert(export.to_owned(), imported.clone());
         Ok(imported)
+    }
+
+    /// The storage servers' own word on a life that is over, for its events: a flush, which changes nothing, either is
+    /// refused with the reason, or a server does not know of the end yet or is away.
+    pub(crate) async fn last_words(&self) {
+        let Ok(open) = self.devices.open.try_lock() else { return };
+        let asked = open.iter().map(|(export, imported)| async move {
+            let word = match tokio::time::timeout(LAST_WORD_DEADLINE, imported.nbd.flush()).await {
+                Ok(Ok(())) => "not refused".to_owned(),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer".to_owned(),
+            };
+            self.events.emit("storage_says", serde_json::json!({ "export": export, "word": word }));
+        });
+        futures_util::future::join_all(asked).await;
     }
 
     /// Gives every device up; whether all was flushed and decided.

@@ -129,14 +129,14 @@ impl World {
                 signal?;
                 self.leave().await
             }
-            end = self.node.ended() => self.over(&end.to_string()),
+            end = self.node.ended() => self.over(&end.to_string()).await,
             _ = stopped.wait_for(Option::is_some) => {
                 let reason = reason.borrow_and_update().clone().unwrap_or_default();
-                self.over(&reason)
+                self.over(&reason).await
             }
             error = self.ccs.failed() => {
                 self.node.abort();
-                self.over(&error.to_string())
+                self.over(&error.to_string()).await
             }
         };
         for task in [reporter, keeper, recovery] {
@@ -147,9 +147,10 @@ impl World {
     }
 
     /// This life is over: nothing may be answered or written any more (R10). The supervisor ends what it started.
-    fn over(&self, reason: &str) -> u8 {
+    async fn over(&self, reason: &str) -> u8 {
         tracing::error!(target: "quorate", "this life of the node is over: {reason}");
         self.events.emit("over", json!({ "reason": reason }));
+        self.last_words().await;
         AGAIN
     }
 

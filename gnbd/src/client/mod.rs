@@ -8,6 +8,8 @@ mod device;
 mod fence;
 #[cfg(feature = "client")]
 mod link;
+#[cfg(feature = "client")]
+mod path;
 pub mod queue;
 pub mod retained;
 
@@ -17,3 +19,5 @@ pub use connect::{ConnectError, tune};
 pub use device::{ChainSource, Member, NbdConfig, NbdDevice};
 #[cfg(feature = "client")]
 pub use fence::{FenceClient, FenceClientError};
+#[cfg(feature = "client")]
+pub use path::{Path, PathError};

@@ -4,8 +4,9 @@ use crate::cluster_support::*;
 use crate::common::*;
 use futures_util::future::join_all;
 use quorate_fencing::{StorageFence, StorageFenceError};
-use quorate_gnbd::client::{ConnectError, NbdDevice};
+use quorate_gnbd::client::{ConnectError, NbdDevice, Path};
 use quorate_gnbd::fence::wire::{HelloRefusal, InstallError};
+use quorate_gnbd::proto::Errno;
 use quorate_gnbd::server::Export;
 use quorate_gnbd::{BlockDevice, Buf, Device, Geometry, IoError, MemoryDevice, WriteFlags, ZeroFlags};
 use quorate_membership::{Epoch, Identity, Incarnation, NodeId, ServerId};
@@ -62,6 +63,36 @@ async fn a_removed_life_is_fenced_for_ever_and_the_others_go_on() {
     cluster.chain.decide(decision(4, &[(1, 1), (2, 2)], &[id]));
     let two = cluster.member(address, (2, 2)).await.unwrap();
     two.write(0, Buf::copy_of(&[4; 4096]), WriteFlags { fua: true }).await.unwrap();
+    drop((one, two));
+    assert!(server.shutdown(CEILING).await);
+}
+
+/// What a network held up: sent in the name of a life whose fence is confirmed meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_was_held_up_on_an_open_path_is_refused_and_counted() {
+    let cluster = Cluster::new();
+    let server = cluster.server(local(), vec![memory()]).await;
+    let (address, id) = (server.addresses()[0], server.server_id().unwrap());
+    cluster.chain.decide(decision(2, &[(1, 1), (2, 1)], &[id]));
+    let one = cluster.member(address, (1, 1)).await.unwrap();
+    let two = cluster.member(address, (2, 1)).await.unwrap();
+    let config = cluster.config(address, "n2", (2, 1));
+    let mut path = Path::join(&config).await.unwrap();
+    assert_eq!(path.write(8192, &[1; 4096]).await.unwrap(), Ok(()), "an open path writes");
+    two.write(0, Buf::copy_of(&[2; 4096]), WriteFlags::default()).await.unwrap();
+    assert!(two.is_connected(), "the path took nothing from the device");
+    cluster.chain.decide(decision(3, &[(1, 1)], &[id]));
+    let fence = cluster.fence_client(1);
+    fence.install(&entry(address), cluster.chain.all()).await.unwrap();
+    let late = ceiling(path.write(8192, &[3; 4096])).await.unwrap();
+    assert_eq!(late, Err(Errno::Shutdown));
+    let counts = fence.status(&entry(address)).await.unwrap().lives[&who(2, 1)];
+    assert_eq!((counts.requests_refused, counts.writes_after_fence), (1, 0), "{counts:?}");
+    let back = one.read(8192, Buf::zeroed(4096)).await.unwrap();
+    assert!(back.iter().all(|b| *b == 1), "nothing of it was applied");
+    ceiling(path.close()).await;
+    let e = Path::join(&config).await.unwrap_err();
+    assert!(matches!(e, ConnectError::Hello(HelloRefusal::NotAdmitted { .. })), "{e}");
     drop((one, two));
     assert!(server.shutdown(CEILING).await);
 }

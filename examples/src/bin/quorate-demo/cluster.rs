@@ -170,6 +170,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Whether the last block of the image reads as zeros.
+    pub(crate) fn last_block_is_zero(&self) -> io::Result<bool> {
+        let mut image = File::open(self.scratch.join("shared.img"))?;
+        image.seek(SeekFrom::Start(IMAGE_BYTES - crate::late::BLOCK_BYTES))?;
+        let mut block = Vec::new();
+        image.read_to_end(&mut block)?;
+        Ok(block.len() as u64 == crate::late::BLOCK_BYTES && block.iter().all(|b| *b == 0))
+    }
+
     pub(crate) fn node(&self, id: u32) -> &Node {
         &self.nodes[(id - 1) as usize]
     }

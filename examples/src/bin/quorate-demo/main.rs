@@ -6,6 +6,7 @@
 mod access;
 mod children;
 mod cluster;
+mod late;
 mod options;
 mod proof;
 mod steps;

@@ -3,6 +3,7 @@
 use crate::access::{Access, FILESYSTEM};
 use crate::children::{Process, interrupted, signal_pid};
 use crate::cluster::{Cluster, http_get, poll};
+use crate::late::LateWrite;
 use crate::options::Options;
 use crate::proof::Proofs;
 use crate::timeline::Timeline;
@@ -10,6 +11,7 @@ use crate::tree::{self, Fingerprint};
 use crate::worker::{COUNTER, hot_file, log_file, record};
 use quorate::admin::protocol::Command as Admin;
 use quorate::events::boottime_ns;
+use quorate_membership::{Identity, Incarnation, NodeId};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -553,7 +555,19 @@ impl Run<'_> {
         let pid = self.node_process(2)?;
         let supervisor =
             self.cluster.node(2).supervisor.as_ref().map(Process::id).ok_or("node 2 has no supervisor")?;
-        let before = self.storage_counts(2)?;
+        let incarnation = status.get("incarnation").and_then(Value::as_u64);
+        let incarnation = Incarnation(incarnation.ok_or("the node does not tell its incarnation")?);
+        let life = Identity::new(NodeId(2), incarnation);
+        // A write in its name that the network holds up from before the stop until after the fence.
+        let late = LateWrite::under_way(
+            &self.cluster.node(2).dir,
+            life,
+            &self.cluster.storage_address,
+            "storage1",
+            "shared",
+            crate::cluster::IMAGE_BYTES,
+        )
+        .map_err(|e| format!("a path of node 2 to the storage server: {e}"))?;
         let stopped = boottime_ns();
         signal_pid(pid, Signal::STOP);
         if with_supervisor {
@@ -562,6 +576,14 @@ impl Run<'_> {
         self.cluster.wait_event(stopped, CEILING, "the fence of node 2", |e| {
             is(e, "fence") && who(e) == "storage" && !numbers(e, "admitted").contains(&2)
         })?;
+        let fenced = self.storage_counts(life)?;
+        let answer = late.arrive().map_err(|e| format!("the write that was held up: {e}"))?;
+        let after = self.storage_counts(life)?;
+        let claim = format!(
+            "a write in its name that the network held up until after the fence is refused ({})",
+            answer.map_or_else(|e| format!("{e}, counted by the server"), |()| "APPLIED".to_owned())
+        );
+        self.proofs.check("late_write_refused", &claim, answer.is_err() && fenced.1 < after.1);
         // The others rewrite the very blocks node 2 was writing.
         for id in [1, 3] {
             let asked = boottime_ns();
@@ -576,7 +598,7 @@ impl Run<'_> {
         signal_pid(pid, Signal::CONT);
         if with_supervisor {
             poll(Duration::from_secs(5), || {
-                self.storage_counts(2).is_ok_and(|after| before.1 < after.1).then_some(())
+                self.storage_counts(life).is_ok_and(|woken| after.1 < woken.1).then_some(())
             });
         }
         signal_pid(supervisor, Signal::CONT);
@@ -591,41 +613,42 @@ impl Run<'_> {
             &format!("the stopped node ({how}) found itself out and ended"),
             ended.is_some(),
         );
-        let after = self.storage_counts(2)?;
+        let end = self.storage_counts(life)?;
         self.proofs.check(
             "writes_after_fence",
-            "the storage server applied 0 writes of it after the confirmed fence",
-            after.0 == 0,
+            &format!("the storage server applied {} writes of it after the confirmed fence", end.0),
+            end.0 == 0,
         );
-        if with_supervisor {
-            let refused = after.1.saturating_sub(before.1);
-            if refused == 0 {
-                let why = "refusals at the storage server: the node found itself out before it sent anything";
-                self.proofs.skip("refused_after_fence", why);
-            } else {
-                let claim = format!("the storage server refused it ({refused} requests or connections)");
-                self.proofs.check("refused_after_fence", &claim, true);
-            }
-        }
+        let own = end.1.saturating_sub(after.1);
+        let all = end.1.saturating_sub(fenced.1);
+        let claim = if with_supervisor {
+            format!(
+                "the storage server refused it ({all} requests or connections, {own} of the woken node itself)"
+            )
+        } else {
+            // The supervisor kills the stopped process, which so never sends again.
+            format!(
+                "the storage server refused it ({all}; its supervisor ended it before it could send more)"
+            )
+        };
+        self.proofs.check("refused_after_fence", &claim, 0 < if with_supervisor { own } else { all });
         Ok(())
     }
 
-    /// The storage server's own counts for all lives of a node: writes applied after a confirmed fence, refusals.
-    fn storage_counts(&self, id: u32) -> Result<(u64, u64), String> {
+    /// The storage server's own counts for one life of a node: writes applied after a confirmed fence, refusals.
+    fn storage_counts(&self, life: Identity) -> Result<(u64, u64), String> {
         let socket = self.cluster.scratch.join("s1/admin.sock");
         let (_, _, json) = quorate::admin::client::Client::connect(&socket)
             .and_then(|mut c| c.command(Admin::Status))
             .map_err(|e| format!("the storage server: {e}"))?;
         let status: Value = serde_json::from_str(&json).map_err(|e| format!("the storage server: {e}"))?;
-        let mut counts = (0, 0);
-        for client in status.get("clients").and_then(Value::as_array).into_iter().flatten() {
-            if client.get("node").and_then(Value::as_u64) == Some(u64::from(id)) {
-                let number = |key: &str| client.get(key).and_then(Value::as_u64).unwrap_or(0);
-                counts.0 += number("writes_applied_after_fence");
-                counts.1 += number("refused");
-            }
-        }
-        Ok(counts)
+        let number = |client: &Value, key: &str| client.get(key).and_then(Value::as_u64).unwrap_or(0);
+        let clients = status.get("clients").and_then(Value::as_array).into_iter().flatten();
+        let found = clients.into_iter().find(|c| {
+            number(c, "node") == u64::from(life.node.0) && number(c, "incarnation") == life.incarnation.0
+        });
+        let client = found.ok_or_else(|| format!("the storage server does not know {life}"))?;
+        Ok((number(client, "writes_applied_after_fence"), number(client, "refused")))
     }
 
     /// Step 11.
@@ -706,6 +729,9 @@ impl Run<'_> {
             storage.signal(Signal::TERM);
             storage.wait_for(CEILING).ok_or("the storage server does not end")?;
         }
+        let untouched = self.cluster.last_block_is_zero().map_err(|e| format!("the image: {e}"))?;
+        let claim = "nothing of the writes that were held up is on the device";
+        self.proofs.check("late_write_absent", claim, untouched);
         self.judges();
         Ok(())
     }
