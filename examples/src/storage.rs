@@ -5,6 +5,7 @@ use crate::admin::server::{Handler, Peer, listen};
 use crate::events::Events;
 use crate::settings::{StorageSettings, load};
 use clap::Args;
+use quorate_fencing::supervisor::Notifier;
 use quorate_gnbd::driver::ServerTls;
 use quorate_gnbd::fence::wire::FenceStatus;
 use quorate_gnbd::server::{Export, FenceConfig, Listen, Server, ServerConfig};
@@ -74,7 +75,13 @@ async fn serve(options: StorageOptions) -> Result<u8, Box<dyn Error>> {
     let id = server.server_id().map(|s| s.to_string());
     events.emit("listening", json!({ "address": settings.listen, "server": id }));
     let watcher = tokio::spawn(watch(Arc::clone(&server), events));
+    let notifier = Arc::new(Notifier::from_env());
+    notifier.ready();
+    let alive = tokio::spawn(keep_alive(Arc::clone(&notifier), Arc::clone(&server)));
     crate::node::stop_signal().await?;
+    notifier.stopping(STOP_DEADLINE);
+    alive.abort();
+    let _ended = alive.await;
     watcher.abort();
     admin.abort();
     let _ended = (watcher.await, admin.await);
@@ -121,6 +128,19 @@ async fn watch(server: Arc<Server>, events: Events) {
             let admitted: Vec<u32> = status.admitted.keys().map(|n| n.0).collect();
             events.emit("fence", json!({ "epoch": last.map(|e| e.0), "admitted": admitted }));
         }
+    }
+}
+
+/// Tells the service manager that the fence still answers, as often as it wants to hear it.
+async fn keep_alive(notifier: Arc<Notifier>, server: Arc<Server>) {
+    let Some(every) = notifier.watchdog_interval() else { return };
+    let mut interval = tokio::time::interval(every);
+    loop {
+        interval.tick().await;
+        if server.status().await.is_none() {
+            return;
+        }
+        notifier.alive();
     }
 }
 

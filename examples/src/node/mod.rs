@@ -5,6 +5,7 @@ mod convert;
 mod devices;
 mod file_api;
 mod filesystems;
+mod host;
 mod observer;
 mod services;
 mod volumes;
@@ -44,6 +45,9 @@ pub struct NodeOptions {
     /// Start the node again after it died or was removed.
     #[arg(long)]
     restart: bool,
+    /// Do not lock memory, do not mark the process as an I/O flusher, do not ask to be spared when memory is short.
+    #[arg(long)]
+    unprotected: bool,
 }
 
 /// Runs the supervisor, or, started by one, the node.
@@ -58,12 +62,18 @@ pub fn run(options: NodeOptions) -> Result<u8, Box<dyn Error>> {
     let _: NodeSettings = load(&options.dir.join("node.toml"))?;
     let state_dir = options.dir.join("state");
     std::fs::create_dir_all(&state_dir).map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
+    // Absolute: it also marks the processes of this node for a later supervisor, wherever that one is started.
+    let dir = std::fs::canonicalize(&options.dir)?;
+    let state_dir = dir.join("state");
     let mut args: Vec<OsString> = vec!["node".into(), "--dir".into(), options.dir.clone().into()];
     if let Some(events) = &options.events {
         args.extend(["--events".into(), events.clone().into()]);
     }
     if options.no_fuse {
         args.push("--no-fuse".into());
+    }
+    if options.unprotected {
+        args.push("--unprotected".into());
     }
     let config = SupervisorConfig {
         state_dir,
@@ -72,14 +82,20 @@ pub fn run(options: NodeOptions) -> Result<u8, Box<dyn Error>> {
         kill_time: KILL_TIME,
         stop_deadline: STOP_DEADLINE,
         restart: options.restart.then_some(Duration::from_secs(1)),
+        mounts_below: Some(dir.join("mnt")),
     };
     Ok(Supervisor::run(config)?.code())
 }
 
 fn run_node(options: &NodeOptions, link: SupervisorLink) -> Result<u8, Box<dyn Error>> {
+    let protection = (!options.unprotected).then(host::Protection::ask);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let settings: NodeSettings = load(&options.dir.join("node.toml"))?;
     let events = Events::open(&format!("node {}", settings.id), options.events.as_deref())?;
+    if let Some(protection) = &protection {
+        protection.warn();
+        events.emit("host", protection.json());
+    }
     let code = runtime.block_on(async {
         let world = world::World::start(options.dir.clone(), settings, events, options.no_fuse, link).await?;
         world.live().await

@@ -113,8 +113,11 @@ impl World {
                 return;
             }
         };
-        let runner =
-            Runner { inner: OcfRunner::new(self.settings.name.clone()), world: Arc::downgrade(self) };
+        let mut inner = OcfRunner::new(self.settings.name.clone());
+        if let Some(mark) = std::env::var_os(quorate_fencing::supervisor::MARK) {
+            inner = inner.mark(quorate_fencing::supervisor::MARK, mark);
+        }
+        let runner = Runner { inner, world: Arc::downgrade(self) };
         let sink = Sink { events: self.events.clone(), node: self.settings.id };
         let started = Failover::start(
             Arc::clone(&self.node) as _,

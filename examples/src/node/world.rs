@@ -119,6 +119,9 @@ impl World {
     /// Lives until a stop is asked for or this life is over; the exit code.
     pub(crate) async fn live(self: Arc<Self>) -> Result<u8, Box<dyn Error>> {
         let admin = listen(&self.dir.join("admin.sock"), Arc::clone(&self))?;
+        if let Err(error) = self.link.report_ready() {
+            tracing::warn!(target: "quorate", "the supervisor does not hear that the node is ready: {error}");
+        }
         let reporter = tokio::spawn(Arc::clone(&self).report());
         let keeper = tokio::spawn(Arc::clone(&self).keep_configured());
         let recovery = tokio::spawn(Arc::clone(&self).keep_recovered());
@@ -177,6 +180,7 @@ impl World {
     async fn report(self: Arc<Self>) {
         let mut interval = tokio::time::interval(REPORT_INTERVAL);
         let mut seen = quorate_membership::Instant(0);
+        let mut told = String::new();
         loop {
             interval.tick().await;
             let me = self.node.me();
@@ -185,6 +189,13 @@ impl World {
             let report = if attached && 0 < until { LeaseReport::Until(until) } else { LeaseReport::Idle };
             if let Err(error) = self.link.report_lease(report) {
                 tracing::warn!(target: "quorate", "the supervisor does not hear of the lease: {error}");
+            }
+            let members = self.node.view().members.len();
+            let quorum = if self.node.is_quorate() { "quorate" } else { "no quorum" };
+            let status = format!("node {}, {quorum}, {members} members", me.node.0);
+            // Told again where the supervisor was too busy to hear it.
+            if status != told && self.link.report_status(&status).is_ok() {
+                told = status;
             }
             for (at, event) in self.node.events() {
                 if at <= seen {

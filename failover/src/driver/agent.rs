@@ -3,7 +3,9 @@
 use crate::ocf::{environment, exit_reason, program};
 use crate::{Action, Exit, Outcome, ResourceConfig};
 use quorate_membership::BoxFuture;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process_group};
+use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -40,6 +42,7 @@ pub struct OcfRunner {
     ocf_root: PathBuf,
     node: String,
     path: String,
+    mark: Option<(String, OsString)>,
 }
 
 impl OcfRunner {
@@ -50,7 +53,16 @@ impl OcfRunner {
             ocf_root: "/usr/lib/ocf".into(),
             node: node.into(),
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
+            mark: None,
         }
+    }
+
+    /// One variable more in the environment of every agent and of what it starts: the mark by which a later supervisor
+    /// knows the processes of this node.
+    #[must_use]
+    pub fn mark(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
+        self.mark = Some((name.into(), value.into()));
+        self
     }
 
     /// Agents below another directory.
@@ -74,6 +86,10 @@ impl OcfRunner {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
+        if let Some(mark) = &self.mark {
+            command.env(&mark.0, &mark.1);
+        }
+        as_ordinary_process(&mut command);
         let failed = |why: String| Outcome { exit: Exit::NotStarted(why), reason: None };
         let mut child = match command.spawn() {
             Ok(child) => child,
@@ -109,6 +125,25 @@ impl OcfRunner {
 impl AgentRunner for OcfRunner {
     fn run(&self, call: AgentCall) -> BoxFuture<'_, Outcome> {
         Box::pin(self.call(call))
+    }
+}
+
+/// Undoes for agents and services what the node asks of the kernel for itself, which children would inherit: they are
+/// no I/O flushers, and when memory is short they may be killed.
+#[expect(unsafe_code, reason = "it can only be undone between fork and exec")]
+fn as_ordinary_process(command: &mut Command) {
+    let ordinary = || {
+        // A failure leaves the child as the node is, which is no reason not to start a service.
+        let _ = rustix::process::configure_io_flusher_behavior(false);
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
+            let _ = rustix::io::write(&file, b"0");
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes four system calls, allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(ordinary);
     }
 }
 

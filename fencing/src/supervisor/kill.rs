@@ -4,7 +4,7 @@ use super::link::Report;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ impl Subjects {
         Self { node, groups: BTreeSet::new(), mounts: BTreeMap::new() }
     }
 
-    /// Notes a report; those about the lease do not matter here.
+    /// Notes a report; only those of what has to end matter here.
     pub(super) fn take(&mut self, report: Report) {
         match report {
-            Report::Lease(_) => {}
+            Report::Lease(_) | Report::Ready | Report::Status(_) => {}
             Report::Group { id, is_gone: false } => {
                 self.groups.insert(id);
             }
@@ -69,17 +69,20 @@ impl Subjects {
 
     /// Takes the mounts away, lazily: whoever still stands in one keeps standing, on a dead filesystem.
     pub(super) fn unmount(&self) {
-        for point in self.mounts.keys() {
-            if unmount(point, UnmountFlags::DETACH).is_ok() {
-                continue;
-            }
-            // Without the right to unmount, the set-uid helper of FUSE has it. Its failure is for the log: a mount whose
-            // connection is aborted answers every access with an error.
-            let helper = Command::new("fusermount3").arg("-uzq").arg(point).stdin(Stdio::null()).status();
-            if !helper.is_ok_and(|s| s.success()) {
-                tracing::warn!(target: "quorate_supervisor", ?point, "cannot be unmounted");
-            }
-        }
+        self.mounts.keys().for_each(|point| detach(point));
+    }
+}
+
+/// Takes one mount away, lazily.
+pub(super) fn detach(point: &Path) {
+    if unmount(point, UnmountFlags::DETACH).is_ok() {
+        return;
+    }
+    // Without the right to unmount, the set-uid helper of FUSE has it. Its failure is for the log: a mount whose
+    // connection is aborted answers every access with an error.
+    let helper = Command::new("fusermount3").arg("-uzq").arg(point).stdin(Stdio::null()).status();
+    if !helper.is_ok_and(|s| s.success()) {
+        tracing::warn!(target: "quorate_supervisor", ?point, "cannot be unmounted");
     }
 }
 

@@ -6,6 +6,8 @@
 //! | 2 | | no lease is needed: nothing is attached |
 //! | 3, 4 | i32 | a process group was started, is gone |
 //! | 5, 6 | u64, path | a FUSE connection was mounted there, is unmounted |
+//! | 7 | | the node can be used: commands are answered |
+//! | 8 | text | how it is, for people; at most 256 bytes |
 //!
 //! Integers are little-endian. One message is one packet, so a dying node leaves whole ones or none.
 
@@ -24,6 +26,9 @@ pub(super) const ENV: &str = "QUORATE_SUPERVISOR";
 /// The longest message in bytes: a path of the system's longest length and a little.
 const MESSAGE_BYTES_MAX: usize = 4096 + 16;
 
+/// The longest status text in bytes.
+const STATUS_BYTES_MAX: usize = 256;
+
 /// What the node says of its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseReport {
@@ -39,6 +44,8 @@ pub(super) enum Report {
     Lease(LeaseReport),
     Group { id: i32, is_gone: bool },
     Mount { connection: u64, point: PathBuf, is_gone: bool },
+    Ready,
+    Status(String),
 }
 
 impl Report {
@@ -51,6 +58,8 @@ impl Report {
                 let tag = 5 + u8::from(*is_gone);
                 [&[tag][..], &connection.to_le_bytes(), point.as_os_str().as_bytes()].concat()
             }
+            Self::Ready => vec![7],
+            Self::Status(text) => [&[8][..], text.as_bytes()].concat(),
         }
     }
 
@@ -70,6 +79,10 @@ impl Report {
                 let point = PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()));
                 let connection = u64::from_le_bytes(*connection);
                 point.is_absolute().then_some(Self::Mount { connection, point, is_gone: *tag == 6 })
+            }
+            7 if rest.is_empty() => Some(Self::Ready),
+            8 if rest.len() <= STATUS_BYTES_MAX => {
+                Some(Self::Status(String::from_utf8_lossy(rest).into_owned()))
             }
             _ => None,
         }
@@ -216,6 +229,26 @@ impl SupervisorLink {
         self.send(&Report::Mount { connection, point: checked(point)?, is_gone: true })
     }
 
+    /// The node can be used from now on: its supervisor tells the service manager.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn report_ready(&self) -> Result<(), LinkError> {
+        self.send(&Report::Ready)
+    }
+
+    /// How the node is, in a line for people; what is longer than 256 bytes is cut off.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn report_status(&self, line: &str) -> Result<(), LinkError> {
+        let mut end = line.len().min(STATUS_BYTES_MAX);
+        while !line.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.send(&Report::Status(line[..end].to_owned()))
+    }
+
     fn send(&self, report: &Report) -> Result<(), LinkError> {
         let bytes = report.encode();
         loop {
@@ -257,6 +290,10 @@ mod tests {
         assert_eq!(receiver.next(), Some(Report::Group { id: 4711, is_gone: false }), "junk is skipped");
         let point = PathBuf::from("/mnt/x");
         assert_eq!(receiver.next(), Some(Report::Mount { connection: 42, point, is_gone: false }));
+        link.report_ready().unwrap();
+        link.report_status(&"ä".repeat(200)).unwrap();
+        assert_eq!(receiver.next(), Some(Report::Ready));
+        assert_eq!(receiver.next(), Some(Report::Status("ä".repeat(128))));
         assert_eq!(receiver.next(), None);
         assert!(!receiver.is_closed());
         drop(link);

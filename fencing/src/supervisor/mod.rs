@@ -11,10 +11,14 @@
 //! everything of the old one is gone; the new one raises the incarnation (R1).
 
 mod kill;
+mod leftovers;
 mod link;
+mod notify;
 mod sys;
 
+pub use leftovers::MARK;
 pub use link::{LeaseReport, LinkError, SupervisorLink};
+pub use notify::{Notifier, VARIABLES as NOTIFY_VARIABLES};
 
 use kill::Subjects;
 use link::{Receiver, Report};
@@ -48,6 +52,8 @@ pub struct SupervisorConfig {
     pub stop_deadline: Duration,
     /// Whether the node is started again after it died or was killed, and after what pause.
     pub restart: Option<Duration>,
+    /// Where the node mounts: FUSE mounts below it that an earlier life left are taken away before the first start.
+    pub mounts_below: Option<PathBuf>,
 }
 
 /// How supervision ended.
@@ -100,6 +106,9 @@ pub enum SupervisorError {
     /// Another supervisor runs with this state directory.
     #[error("state directory {0} is in use by another node process")]
     Locked(PathBuf),
+    /// A stop was asked for while processes of an earlier life, which must not live beside a new one, did not die.
+    #[error("state directory {0}: processes of an earlier life do not die")]
+    Leftovers(PathBuf),
     /// The system refused something.
     #[error("{what}: {source}")]
     System {
@@ -120,6 +129,7 @@ pub struct Supervisor {
     config: SupervisorConfig,
     signals: Signals,
     timer: OwnedFd,
+    notifier: Notifier,
     _lock: File,
 }
 
@@ -151,13 +161,16 @@ impl Supervisor {
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .map_err(system("cannot make a timer"))?;
         let signals = Signals::install().map_err(system("cannot handle signals"))?;
-        let mut supervisor = Self { config, signals, timer, _lock: lock };
+        let mut supervisor = Self { config, signals, timer, notifier: Notifier::from_env(), _lock: lock };
+        // The next life must not begin beside what an earlier supervisor, killed itself, could not end (R1).
+        supervisor.end_leftovers()?;
         loop {
             let exit = supervisor.run_once()?;
             let Some(pause) = supervisor.config.restart.filter(|_| exit.is_failure()) else {
                 return Ok(exit);
             };
             tracing::warn!(target: "quorate_supervisor", ?exit, ?pause, "the node is started again");
+            supervisor.notifier.status("the node ended and is started again");
             if supervisor.pause(pause)? {
                 return Ok(exit);
             }
@@ -167,9 +180,14 @@ impl Supervisor {
     /// One life of the node.
     fn run_once(&mut self) -> Result<SupervisorExit, SupervisorError> {
         let (receiver, theirs) = link::pair().map_err(system("cannot make a socket"))?;
-        let child = Command::new(&self.config.program)
+        let mut command = Command::new(&self.config.program);
+        for variable in notify::VARIABLES {
+            command.env_remove(variable);
+        }
+        let child = command
             .args(&self.config.args)
             .env(link::ENV, std::process::id().to_string())
+            .env(MARK, &self.config.state_dir)
             .stdin(Stdio::from(theirs))
             // Of its own, so that a terminal's ^C reaches the supervisor alone, which stops the node cleanly.
             .process_group(0)
@@ -196,14 +214,21 @@ impl Supervisor {
     ) -> Result<SupervisorExit, SupervisorError> {
         let mut lease_ns: Option<u64> = None;
         let mut stop_at: Option<u64> = None;
+        let every = self.notifier.watchdog_interval().map(nanoseconds);
+        // The first is due at once; later ones only after the node was heard of since.
+        let mut alive_at = every.map(|_| boottime_ns());
+        let mut heard = true;
         loop {
             let kill_at = lease_ns.map(|l| l.saturating_add(nanoseconds(self.config.kill_time)));
-            match self.wait(Some(receiver), kill_at.into_iter().chain(stop_at).min())? {
+            match self.wait(Some(receiver), kill_at.into_iter().chain(stop_at).chain(alive_at).min())? {
                 Woken::Report => {
                     while let Some(report) = receiver.next() {
+                        heard = true;
                         match report {
                             Report::Lease(LeaseReport::Until(ns)) => lease_ns = Some(ns),
                             Report::Lease(LeaseReport::Idle) => lease_ns = None,
+                            Report::Ready => self.notifier.ready(),
+                            Report::Status(line) => self.notifier.status(&line),
                             other => subjects.take(other),
                         }
                     }
@@ -215,6 +240,7 @@ impl Supervisor {
                 }
                 Woken::Stop if stop_at.is_some() => return Ok(SupervisorExit::Aborted),
                 Woken::Stop => {
+                    self.notifier.stopping(self.config.stop_deadline);
                     stop_at = Some(boottime_ns() + nanoseconds(self.config.stop_deadline));
                     // An error says that it has just ended, which the next turn sees.
                     let _ = rustix::process::kill_process(node, Signal::TERM);
@@ -227,6 +253,14 @@ impl Supervisor {
             if kill_at.is_some_and(|at| at <= now) && !receiver.has_more() {
                 tracing::error!(target: "quorate_supervisor", "the lease is over by the kill time: everything is killed");
                 return Ok(SupervisorExit::Lapsed);
+            }
+            if let (Some(at), Some(every)) = (alive_at, every)
+                && at <= now
+            {
+                if std::mem::take(&mut heard) {
+                    self.notifier.alive();
+                }
+                alive_at = Some(now + every);
             }
             if stop_at.is_some_and(|at| at <= now) {
                 tracing::error!(target: "quorate_supervisor", "the stop missed its deadline: everything is killed");
@@ -256,6 +290,30 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// Ends what earlier lives of this state directory left, and takes their mounts away.
+    fn end_leftovers(&mut self) -> Result<(), SupervisorError> {
+        let dir = self.config.state_dir.clone();
+        loop {
+            let left = leftovers::processes(&dir);
+            if left.is_empty() {
+                break;
+            }
+            tracing::warn!(target: "quorate_supervisor", ?left, "an earlier life left these processes: they are killed");
+            for pid in left {
+                // An error says that it has just ended.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+            let again = boottime_ns() + nanoseconds(kill::LOOK_AGAIN);
+            if matches!(self.wait(None, Some(again))?, Woken::Stop) {
+                return Err(SupervisorError::Leftovers(dir));
+            }
+        }
+        if let Some(below) = &self.config.mounts_below {
+            leftovers::unmount_below(below);
+        }
+        Ok(())
     }
 
     /// Waits before a restart; true if a stop signal came.

@@ -51,6 +51,7 @@ fn supervisor() -> i32 {
         kill_time: KILL_TIME,
         stop_deadline: Duration::from_millis(var(STOP_MS).parse().unwrap_or(20_000)),
         restart: (!var(RESTART).is_empty()).then_some(Duration::from_millis(1)),
+        mounts_below: None,
     };
     match Supervisor::run(config) {
         Ok(exit) => i32::from(exit.code()),
@@ -86,6 +87,10 @@ fn node() {
             assert!(daemon.expect("sh").success());
         }
         link.report_lease(LeaseReport::Until(until())).expect("reported");
+        link.report_ready().expect("reported");
+        link.report_status("a member").expect("reported");
+        let told = quorate_fencing::supervisor::NOTIFY_VARIABLES.map(std::env::var_os);
+        assert_eq!(told, [None, None, None], "the node does not speak for the service");
         say(&format!("node {}", std::process::id()));
         loop {
             tokio::select! {
@@ -252,6 +257,61 @@ fn the_node_dies_with_its_supervisor() {
     run.node();
     run.signal(Signal::KILL);
     assert_eq!(run.end(), Some(-9), "and nobody is left to hold the pipe");
+}
+
+/// A killed supervisor takes the node along, but not a daemon of another session: the next supervisor ends that one.
+#[test]
+fn what_a_killed_supervisor_left_ends_before_the_next_life_begins() {
+    let dir = Dir::new("leftover");
+    let mut run = Run::start(&dir.0, "daemon", &[]);
+    run.node();
+    run.signal(Signal::KILL);
+    assert_eq!(run.supervisor.wait().expect("waited").signal(), Some(9));
+    // The daemon still holds the first run's pipe: its end of file is the daemon's end.
+    let mut next = Run::start(&dir.0, "plain", &[]);
+    next.node();
+    let mut rest = Vec::new();
+    run.lines.read_to_end(&mut rest).expect("read to the end");
+    next.signal(Signal::TERM);
+    assert_eq!(next.end(), Some(0));
+}
+
+#[test]
+fn the_service_manager_hears_of_ready_alive_and_stopping() {
+    let dir = Dir::new("notify");
+    let path = dir.0.join("notify.sock");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("bound");
+    socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a ceiling");
+    let path = path.to_str().expect("text");
+    let mut run = Run::start(
+        &dir.0,
+        "stubborn",
+        &[("NOTIFY_SOCKET", path), ("WATCHDOG_USEC", "100000"), (STOP_MS, "500")],
+    );
+    let node = run.node();
+    let heard = |wanted: &str| loop {
+        let mut bytes = [0; 512];
+        let len = socket.recv(&mut bytes).unwrap_or_else(|e| panic!("{wanted} never came: {e}"));
+        if bytes[..len] == *wanted.as_bytes() {
+            return;
+        }
+    };
+    heard("READY=1");
+    heard("STATUS=a member");
+    heard("WATCHDOG=1");
+    heard("WATCHDOG=1");
+    run.signal(Signal::TERM);
+    heard("STOPPING=1\nEXTEND_TIMEOUT_USEC=500000");
+    // A node that is silent is not vouched for: at most the one that was due already.
+    kill_process(node, Signal::STOP).expect("stopped");
+    assert_eq!(run.end(), Some(i32::from(SupervisorExit::CODE_LAPSED)));
+    let mut alive = 0;
+    socket.set_nonblocking(true).expect("set");
+    let mut bytes = [0; 512];
+    while let Ok(len) = socket.recv(&mut bytes) {
+        alive += usize::from(bytes[..len] == *b"WATCHDOG=1");
+    }
+    assert!(alive <= 2, "{alive} times alive in the {KILL_TIME:?} and more of a stopped node");
 }
 
 #[test]
