@@ -1,6 +1,6 @@
 //! Reads a document and checks what types cannot say; every error has a line and a column.
 
-use crate::schema::{DOCUMENT_BYTES_MAX, Document};
+use crate::schema::{DOCUMENT_BYTES_MAX, Document, Timing};
 use core::fmt;
 use std::collections::BTreeMap;
 use toml::Spanned;
@@ -119,6 +119,7 @@ impl Checker<'_> {
     fn document(&self, d: &Document) -> Checked {
         // 15 characters leave room for 16 of the filesystem in GFS2's lock table, as in the original stack.
         self.name("cluster name", &d.name, 32)?;
+        self.timing(&d.timing)?;
         let ids = self.unique("node id", d.nodes.iter().map(|n| &n.id))?;
         self.unique("node name", d.nodes.iter().map(|n| &n.name))?;
         let devices = self.unique("fence device", d.fence_devices.iter().map(|f| &f.name))?;
@@ -175,6 +176,30 @@ impl Checker<'_> {
             }
         }
         self.services(d, &ids)
+    }
+
+    /// The same relations as the membership's own check; there they are asserted, here they have a place.
+    fn timing(&self, t: &Timing) -> Checked {
+        self.range("heartbeat_ms", &t.heartbeat_ms, 10, 1_000)?;
+        self.range("detection_ms", &t.detection_ms, 100, 60_000)?;
+        self.range("kill_ms", &t.kill_ms, 100, 60_000)?;
+        self.range("storage_patience_ms", &t.storage_patience_ms, 100, 600_000)?;
+        self.range("fence_retry_max_ms", &t.fence_retry_max_ms, 100, 600_000)?;
+        let detection = *t.detection_ms.get_ref();
+        let related = |what: &str, value: &Spanned<u32>, low: u32, high: u32| {
+            let found = *value.get_ref();
+            if (low..=high).contains(&found) {
+                return Ok(());
+            }
+            // What was left out has no place; what it does not fit has.
+            let place = if value.span().is_empty() { &t.detection_ms } else { value };
+            let why = format!("detection_ms is {detection}");
+            self.fail(place, format!("{what} is {found}, from {low} to {high} is allowed: {why}"))
+        };
+        related("heartbeat_ms", &t.heartbeat_ms, 10, detection / 4)?;
+        related("drift_margin_ms", &t.drift_margin_ms, detection.div_ceil(20), detection / 2)?;
+        related("request_deadline_ms", &t.request_deadline_ms, detection * 2, 600_000)?;
+        related("stage_deadline_ms", &t.stage_deadline_ms, detection * 4, 600_000)
     }
 
     /// Whether a level that succeeds had all power off at one moment: fencing would refuse the document otherwise.
@@ -268,6 +293,36 @@ mod tests {
         }
         let slow = format!("{GOOD}{device}timeout_s = 601\n");
         assert_eq!(error(&slow), "7:8: timeout_s is 601, from 1 to 600 is allowed");
+    }
+
+    #[test]
+    fn times_that_contradict_each_other_are_refused_where_they_stand() {
+        let timing = |lines: &str| format!("{GOOD}[timing]\n{lines}");
+        let document = parse(&timing("detection_ms = 2000\n")).unwrap();
+        assert_eq!(document.timing.lease_ms(), 1900);
+        let cases = [
+            ("heartbeat_ms = 5\n", "7:16: heartbeat_ms is 5, from 10 to 1000 is allowed"),
+            (
+                "detection_ms = 300\n",
+                "7:16: heartbeat_ms is 100, from 10 to 75 is allowed: detection_ms is 300",
+            ),
+            (
+                "detection_ms = 60000\ndrift_margin_ms = 2000\n",
+                "8:19: drift_margin_ms is 2000, from 3000 to 30000 is allowed: detection_ms is 60000",
+            ),
+            (
+                "detection_ms = 5000\ndrift_margin_ms = 500\nrequest_deadline_ms = 9999\n",
+                "9:23: request_deadline_ms is 9999, from 10000 to 600000 is allowed: detection_ms is 5000",
+            ),
+            (
+                "stage_deadline_ms = 3199\n",
+                "7:21: stage_deadline_ms is 3199, from 3200 to 600000 is allowed: detection_ms is 800",
+            ),
+            ("kill_ms = 0\n", "7:11: kill_ms is 0, from 100 to 60000 is allowed"),
+        ];
+        for (lines, wanted) in cases {
+            assert_eq!(error(&timing(lines)), wanted);
+        }
     }
 
     #[test]

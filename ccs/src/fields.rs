@@ -39,6 +39,62 @@ pub const FIELDS: &[Field] = &[
         "1 to 32 bytes",
         "The cluster's name; the part of a filesystem's lock table before the colon.",
     ),
+    may(
+        "timing.heartbeat_ms",
+        "ms",
+        "100",
+        "10 to 1000; at most a quarter of `detection_ms`",
+        "Between two heartbeats. `[timing]` holds from the next start of all nodes on: nodes that differ do not connect.",
+    ),
+    may(
+        "timing.detection_ms",
+        "ms",
+        "800",
+        "100 to 60000",
+        "Silence after which a member is removed. Raise it where a busy host or network is silent for longer.",
+    ),
+    may(
+        "timing.drift_margin_ms",
+        "ms",
+        "100",
+        "1 to half of `detection_ms`, and at least 5 % of it",
+        "By how much a lease is shorter than `detection_ms`: for different clock rates. The lease is the difference.",
+    ),
+    may(
+        "timing.kill_ms",
+        "ms",
+        "500",
+        "100 to 60000",
+        "How long after the end of its lease a node's processes live at most; services of lease safety wait for it too.",
+    ),
+    may(
+        "timing.request_deadline_ms",
+        "ms",
+        "10000",
+        "twice `detection_ms` to 600000",
+        "How long a request to the membership is tried before its outcome is unknown.",
+    ),
+    may(
+        "timing.stage_deadline_ms",
+        "ms",
+        "30000",
+        "four times `detection_ms` to 600000",
+        "How long a recovery stage waits for a participant that reports nothing, before it is removed.",
+    ),
+    may(
+        "timing.storage_patience_ms",
+        "ms",
+        "5000",
+        "100 to 600000",
+        "How long storage servers may fail to confirm a fence before the node's own fence levels run.",
+    ),
+    may(
+        "timing.fence_retry_max_ms",
+        "ms",
+        "5000",
+        "100 to 600000",
+        "The longest pause between two tries to fence; tries never end.",
+    ),
     must("node.id", "number", "1 to 4294967295", "The node's number, as in its certificate."),
     must("node.name", "name", "", "The node's name, as in its certificate."),
     must("node.address", "IP:PORT", "", "Where it listens."),
@@ -210,7 +266,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     /// One of everything, with nothing that has a default.
-    const LEAST: &str = "name = \"c\"\n\
+    const LEAST: &str = "name = \"c\"\n[timing]\n\
         [[node]]\nid = 1\nname = \"a\"\naddress = \"192.0.2.1:1\"\n\
         [[node.fence]]\nname = \"power\"\nsteps = [{ device = \"pdu\" }]\n\
         [[fence_device]]\nname = \"pdu\"\nagent = \"fence_x\"\n\

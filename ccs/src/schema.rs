@@ -16,6 +16,9 @@ pub const DOCUMENT_BYTES_MAX: usize = 256 << 10;
 pub struct Document {
     /// The cluster's name.
     pub name: Spanned<String>,
+    /// Times that all nodes have alike.
+    #[serde(default)]
+    pub timing: Timing,
     /// Nodes.
     #[serde(default, rename = "node")]
     pub nodes: Vec<Node>,
@@ -37,6 +40,54 @@ pub struct Document {
     /// Services.
     #[serde(default, rename = "service")]
     pub services: Vec<Service>,
+}
+
+/// `[timing]`: what detection, leases and fencing are patient for. It holds from the next start of the nodes on, and
+/// nodes with different values do not connect: change it, then stop and start the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timing {
+    /// Between two heartbeats, in milliseconds.
+    pub heartbeat_ms: Spanned<u32>,
+    /// Silence after which a member is removed, in milliseconds.
+    pub detection_ms: Spanned<u32>,
+    /// By how much a lease is shorter than detection, in milliseconds.
+    pub drift_margin_ms: Spanned<u32>,
+    /// How long after the end of its lease a node's processes live at most, in milliseconds.
+    pub kill_ms: Spanned<u32>,
+    /// How long a request to the membership is tried, in milliseconds.
+    pub request_deadline_ms: Spanned<u32>,
+    /// How long a recovery stage waits for a participant that reports nothing, in milliseconds.
+    pub stage_deadline_ms: Spanned<u32>,
+    /// How long storage servers may fail to confirm before a node's fence levels run, in milliseconds.
+    pub storage_patience_ms: Spanned<u32>,
+    /// The longest pause between two tries to fence, in milliseconds.
+    pub fence_retry_max_ms: Spanned<u32>,
+}
+
+impl Default for Timing {
+    /// For one switched network.
+    fn default() -> Self {
+        let ms = |value| Spanned::new(0..0, value);
+        Self {
+            heartbeat_ms: ms(100),
+            detection_ms: ms(800),
+            drift_margin_ms: ms(100),
+            kill_ms: ms(500),
+            request_deadline_ms: ms(10_000),
+            stage_deadline_ms: ms(30_000),
+            storage_patience_ms: ms(5_000),
+            fence_retry_max_ms: ms(5_000),
+        }
+    }
+}
+
+impl Timing {
+    /// How long acknowledgements keep a node acting (R8): `detection_ms - drift_margin_ms`.
+    #[must_use]
+    pub fn lease_ms(&self) -> u32 {
+        self.detection_ms.get_ref().saturating_sub(*self.drift_margin_ms.get_ref())
+    }
 }
 
 /// `[[node]]`

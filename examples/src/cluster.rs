@@ -164,8 +164,13 @@ fn node_directory(
     }
     make_dir(dir)?;
     authority.issue_node(name, NodeId(id), &addresses(listen))?.save(&dir.join("pki"))?;
-    let settings =
-        NodeSettings { id, name: name.to_owned(), listen: listen.to_string(), join: join.to_vec() };
+    let settings = NodeSettings {
+        id,
+        name: name.to_owned(),
+        listen: listen.to_string(),
+        join: join.to_vec(),
+        timing: None,
+    };
     save(&dir.join("node.toml"), &settings)?;
     Ok(())
 }

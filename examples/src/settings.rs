@@ -1,5 +1,6 @@
 //! What a node or a storage server must know before it can ask the cluster: one small TOML file in its directory.
 
+use quorate_ccs::schema::Timing;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,9 @@ pub struct NodeSettings {
     /// Nodes to ask at the first start, ID@IP:PORT; later the roster says where everybody is.
     #[serde(default)]
     pub join: Vec<String>,
+    /// `[timing]` as in the configuration, for a node that has no configuration yet: it must be the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
 }
 
 /// `storage.toml`.

@@ -9,7 +9,6 @@ use quorate_ccs::{ConfigStore, Entry, diff};
 use quorate_fencing::Fencer;
 use quorate_gfs::face::Credentials;
 use quorate_membership::driver::pki::{PeerCertificate, Subject};
-use quorate_membership::machine::Config;
 use quorate_membership::{
     Membership, NodeId, Request as Change, Role, RosterEntry, ServerEntry, ServerId, Voter, VoterSet,
 };
@@ -173,7 +172,7 @@ impl World {
             "pid": std::process::id(), "cluster": view.cluster.to_string(), "epoch": view.epoch.0,
             "quorate": quorate, "members": view.members.keys().map(|n| n.0).collect::<Vec<_>>(),
             "debts": debts, "config_version": self.ccs.get().map_or(0, |e| e.version), "mounts": mounts,
-            "detection_ms": Config::lan().detection.as_millis() as u64,
+            "detection_ms": self.times.agreed().detection_ms, "kill_ms": self.times.agreed().kill_ms,
         });
         Ok((text, json))
     }

@@ -1,9 +1,57 @@
 //! The configuration's document in the words of the crates it configures.
 
 use quorate_ccs::Document;
+use quorate_ccs::schema::Timing;
 use quorate_fencing::{Action, FenceDevice, FencingConfig, FencingTiming, Method, Step};
 use quorate_membership::NodeId;
+use quorate_membership::driver::AgreedTimes;
+use quorate_membership::machine::Config;
 use std::time::Duration;
+
+/// The times of one life, for everything that has some. They are taken once, at its start.
+#[derive(Clone, Debug)]
+pub(crate) struct Times {
+    pub(crate) membership: Config,
+    pub(crate) fencing: FencingTiming,
+}
+
+impl Times {
+    /// As the configuration has them; what it does not name is as on a local network.
+    pub(crate) fn of(timing: &Timing) -> Self {
+        let ms = |value: &toml::Spanned<u32>| Duration::from_millis(u64::from(*value.get_ref()));
+        let lan = Config::lan();
+        let detection = ms(&timing.detection_ms);
+        let heartbeat = ms(&timing.heartbeat_ms);
+        let membership = Config {
+            heartbeat_interval: heartbeat,
+            detection,
+            drift_margin: ms(&timing.drift_margin_ms),
+            // Both in proportion, where detection is not that of a local network.
+            link_lost_grace: detection / 2,
+            mesh_grace: lan.mesh_grace.max(detection),
+            request_deadline: ms(&timing.request_deadline_ms),
+            stage_deadline: ms(&timing.stage_deadline_ms),
+            retry_interval: lan.retry_interval.min(heartbeat),
+            ..lan
+        };
+        let fencing = FencingTiming {
+            kill_time: ms(&timing.kill_ms),
+            storage_patience: ms(&timing.storage_patience_ms),
+            retry_max: ms(&timing.fence_retry_max_ms),
+            ..FencingTiming::lan()
+        };
+        Self { membership, fencing }
+    }
+
+    pub(crate) fn kill_time(&self) -> Duration {
+        self.fencing.kill_time
+    }
+
+    /// What all nodes must have alike.
+    pub(crate) fn agreed(&self) -> AgreedTimes {
+        AgreedTimes::of(&self.membership, self.kill_time())
+    }
+}
 
 /// Fence devices and levels.
 pub(crate) fn fencing(document: &Document, timing: FencingTiming) -> FencingConfig {
@@ -42,4 +90,30 @@ pub(crate) fn fencing(document: &Document, timing: FencingTiming) -> FencingConf
         }
     }
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_of_the_configuration_are_those_of_the_crates() {
+        let times = Times::of(&Timing::default());
+        assert_eq!(times.membership, Config::lan());
+        let lan = FencingTiming { kill_time: Duration::from_millis(500), ..FencingTiming::lan() };
+        assert_eq!(times.fencing, lan);
+    }
+
+    #[test]
+    fn whatever_the_configuration_accepts_the_membership_accepts() {
+        let timings = [
+            "heartbeat_ms = 25\ndetection_ms = 100\ndrift_margin_ms = 5",
+            "heartbeat_ms = 1000\ndetection_ms = 60000\ndrift_margin_ms = 3000\nrequest_deadline_ms = 120000\nstage_deadline_ms = 240000",
+            "heartbeat_ms = 10\ndetection_ms = 60000\ndrift_margin_ms = 30000\nrequest_deadline_ms = 120000\nstage_deadline_ms = 240000",
+        ];
+        for timing in timings {
+            let document = quorate_ccs::parse(&format!("name = \"c\"\n[timing]\n{timing}\n")).unwrap();
+            assert_eq!(Times::of(&document.timing).membership.check(), Ok(()), "{timing}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ mod filesystems;
 mod host;
 mod observer;
 mod services;
+mod times;
 mod volumes;
 mod why;
 mod world;
@@ -23,9 +24,6 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// How long after the end of its lease a node's processes live at most. Part of the cluster's safety: see R8.
-pub(crate) const KILL_TIME: Duration = Duration::from_millis(500);
 
 /// How long a clean stop may take: services, mounts, locks, the leave itself.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -59,7 +57,9 @@ pub fn run(options: NodeOptions) -> Result<u8, Box<dyn Error>> {
         return run_node(&options, link);
     }
     // A wrong directory is told here, once, by the process a person started.
-    let _: NodeSettings = load(&options.dir.join("node.toml"))?;
+    let settings: NodeSettings = load(&options.dir.join("node.toml"))?;
+    let cluster = Credentials::load(&options.dir.join("pki"))?.cluster();
+    let times = times::of_next_life(&options.dir, &settings, cluster)?;
     let state_dir = options.dir.join("state");
     std::fs::create_dir_all(&state_dir).map_err(|e| format!("cannot make {}: {e}", state_dir.display()))?;
     // Absolute: it also marks the processes of this node for a later supervisor, wherever that one is started.
@@ -79,7 +79,7 @@ pub fn run(options: NodeOptions) -> Result<u8, Box<dyn Error>> {
         state_dir,
         program: std::env::current_exe()?.into(),
         args,
-        kill_time: KILL_TIME,
+        kill_time: times.kill_time(),
         stop_deadline: STOP_DEADLINE,
         restart: options.restart.then_some(Duration::from_secs(1)),
         mounts_below: Some(dir.join("mnt")),
@@ -91,13 +91,16 @@ fn run_node(options: &NodeOptions, link: SupervisorLink) -> Result<u8, Box<dyn E
     let protection = (!options.unprotected).then(host::Protection::ask);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let settings: NodeSettings = load(&options.dir.join("node.toml"))?;
+    let credentials = Credentials::load(&options.dir.join("pki"))?;
+    let times = times::of_next_life(&options.dir, &settings, credentials.cluster())?;
+    times::settle(&options.dir, times.agreed())?;
     let events = Events::open(&format!("node {}", settings.id), options.events.as_deref())?;
     if let Some(protection) = &protection {
         protection.warn();
         events.emit("host", protection.json());
     }
     let code = runtime.block_on(async {
-        let world = world::World::start(options.dir.clone(), settings, events, options.no_fuse, link).await?;
+        let world = world::World::start(options, settings, (credentials, times), events, link).await?;
         world.live().await
     });
     // What is still under way belongs to this life and ends with it (R10).

@@ -1,20 +1,21 @@
 //! A node's life: which parts it is made of, in which order they start and stop.
 
+use super::convert::{self, Times};
 use super::devices::Devices;
 use super::filesystems::Filesystems;
 use super::observer::Observer;
 use super::services::Services;
 use super::volumes::Volumes;
-use super::{AGAIN, KILL_TIME, convert};
+use super::{AGAIN, NodeOptions};
 use crate::admin::server::listen;
 use crate::events::{Events, boottime_ns};
 use crate::settings::NodeSettings;
 use quorate_ccs::driver::Ccs;
 use quorate_ccs::{ConfigStore, Document};
 use quorate_dlm::Dlm;
+use quorate_fencing::FencingConfig;
 use quorate_fencing::driver::{FencingDriver, NoSink};
 use quorate_fencing::supervisor::{LeaseReport, SupervisorLink};
-use quorate_fencing::{FencingConfig, FencingTiming};
 use quorate_gnbd::client::FenceClient;
 use quorate_gnbd::driver::ClientTls;
 use quorate_membership::driver::pki::Credentials;
@@ -42,6 +43,7 @@ pub(crate) struct World {
     pub(crate) no_fuse: bool,
     pub(crate) link: SupervisorLink,
     pub(crate) credentials: Credentials,
+    pub(crate) times: Times,
     pub(crate) node: Arc<Node>,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) observer: Arc<Observer>,
@@ -58,15 +60,17 @@ pub(crate) struct World {
 impl World {
     /// Starts everything, and asks to be let in.
     pub(crate) async fn start(
-        dir: PathBuf,
+        options: &NodeOptions,
         settings: NodeSettings,
+        (credentials, times): (Credentials, Times),
         events: Events,
-        no_fuse: bool,
         link: SupervisorLink,
     ) -> Result<Arc<Self>, Box<dyn Error>> {
-        let credentials = Credentials::load(&dir.join("pki"))?;
+        let (dir, no_fuse) = (options.dir.clone(), options.no_fuse);
         let address: SocketAddr = settings.listen.parse().map_err(|e| format!("node.toml: listen: {e}"))?;
         let mut config = NodeConfig::lan(dir.join("state"), credentials.clone(), address);
+        config.timing = times.membership.clone();
+        config.kill_time = times.kill_time();
         for contact in &settings.join {
             let (id, address) = contact.split_once('@').ok_or("node.toml: join: ID@IP:PORT is wanted")?;
             let id: u32 = id.parse().map_err(|_| format!("node.toml: join: `{id}` is no node id"))?;
@@ -83,12 +87,11 @@ impl World {
         let ccs = Ccs::start(&*membership, Arc::clone(&sessions), node.state_id(), &dir.join("ccs"))?;
         let tls = ClientTls::from_credentials(&credentials, "storage")?;
         let fence_client = Arc::new(FenceClient::new(tls));
-        let timing = FencingTiming { kill_time: KILL_TIME, ..FencingTiming::lan() };
         let fencing = FencingDriver::start(
             Arc::clone(&membership),
             Arc::clone(&runtime),
             Arc::clone(&fence_client) as _,
-            FencingConfig::new(timing),
+            FencingConfig::new(times.fencing),
             Arc::new(NoSink),
         )?;
         let me = node.me();
@@ -100,6 +103,7 @@ impl World {
             no_fuse,
             link,
             credentials,
+            times,
             node,
             runtime,
             observer,
@@ -224,8 +228,12 @@ impl World {
             let entry = self.ccs.changed(version).await;
             version = entry.version;
             let Ok(document) = quorate_ccs::parse(&entry.text) else { continue };
-            let timing = FencingTiming { kill_time: KILL_TIME, ..FencingTiming::lan() };
-            if let Err(error) = self.fencing.configure(convert::fencing(&document, timing)) {
+            let wanted = Times::of(&document.timing).agreed();
+            if wanted != self.times.agreed() {
+                let now = self.times.agreed();
+                tracing::warn!(target: "quorate", "`[timing]` is {wanted}, this life has {now}: stop and start all nodes");
+            }
+            if let Err(error) = self.fencing.configure(convert::fencing(&document, self.times.fencing)) {
                 tracing::error!(target: "quorate", "fencing keeps its former configuration: {error}");
             }
             self.wait_until_quorate().await;

@@ -6,10 +6,13 @@ use super::state::{StateDir, StateDirError};
 use super::transport::TransportKind;
 use crate::machine::{Config, ConfigError, Durable};
 use crate::{NodeId, RosterEntry, StateId};
+use core::fmt;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Everything a node is started with.
 #[derive(Clone, Debug)]
@@ -26,6 +29,8 @@ pub struct NodeConfig {
     pub peers: BTreeMap<NodeId, Vec<SocketAddr>>,
     /// The machine's times.
     pub timing: Config,
+    /// The kill time of the nodes' supervisors (R8). Membership does not use it; it sees that all nodes have the same.
+    pub kill_time: Duration,
     /// What carries heartbeats and the agreement on views.
     pub control: TransportKind,
     /// What carries the sessions. TCP answers in 0.56 of QUIC's time (docs of the design), so it is the usual choice.
@@ -35,7 +40,8 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
-    /// The usual settings on one network: QUIC for control, TCP for sessions, [`Config::lan`], no known peers.
+    /// The usual settings on one network: QUIC for control, TCP for sessions, [`Config::lan`], a kill time of 0.5 s, no
+    /// known peers.
     #[must_use]
     pub fn lan(state_dir: impl Into<PathBuf>, credentials: Credentials, listen: SocketAddr) -> Self {
         Self {
@@ -45,10 +51,52 @@ impl NodeConfig {
             listen,
             peers: BTreeMap::new(),
             timing: Config::lan(),
+            kill_time: Duration::from_millis(500),
             control: TransportKind::Quic,
             sessions: TransportKind::Tcp,
             progress: Progress::new(),
         }
+    }
+}
+
+/// The times that every node of a cluster must have alike, in milliseconds.
+///
+/// Who removes a node waits for the end of its lease as long as its own times say (R8): with longer ones at the removed
+/// node the wait would be too short. So nodes that differ do not connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgreedTimes {
+    /// [`Config::heartbeat_interval`].
+    pub heartbeat_ms: u32,
+    /// [`Config::detection`].
+    pub detection_ms: u32,
+    /// [`Config::drift_margin`].
+    pub drift_margin_ms: u32,
+    /// [`NodeConfig::kill_time`].
+    pub kill_ms: u32,
+}
+
+impl AgreedTimes {
+    /// Those of a node with this configuration.
+    #[must_use]
+    pub fn of(timing: &Config, kill_time: Duration) -> Self {
+        let ms = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+        Self {
+            heartbeat_ms: ms(timing.heartbeat_interval),
+            detection_ms: ms(timing.detection),
+            drift_margin_ms: ms(timing.drift_margin),
+            kill_ms: ms(kill_time),
+        }
+    }
+}
+
+impl fmt::Display for AgreedTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { heartbeat_ms, detection_ms, drift_margin_ms, kill_ms } = self;
+        write!(
+            f,
+            "heartbeat_ms = {heartbeat_ms}, detection_ms = {detection_ms}, drift_margin_ms = {drift_margin_ms}, \
+             kill_ms = {kill_ms}"
+        )
     }
 }
 

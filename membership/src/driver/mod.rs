@@ -16,7 +16,7 @@ mod state;
 mod storage;
 pub mod transport;
 
-pub use config::{CreateError, NodeConfig, StartError, create_cluster, random};
+pub use config::{AgreedTimes, CreateError, NodeConfig, StartError, create_cluster, random};
 pub use link::HelloRefusal;
 pub use node::{Node, NodeEnd, ShutdownError};
 pub use progress::{LoopBeat, Progress};

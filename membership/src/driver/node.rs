@@ -1,6 +1,6 @@
 //! A running node: its threads, and the faces it shows to the other crates.
 
-use super::config::{NodeConfig, StartError, random};
+use super::config::{AgreedTimes, NodeConfig, StartError, random};
 use super::control::{Command, Control, Parts};
 use super::link::{Me, Mesh, RosterCheck};
 use super::sessions::{Lane as SessionLane, LaneInput, SessionShared, wait_for};
@@ -252,7 +252,8 @@ impl Node {
         let identity = Identity::new(node, incarnation);
         let durable = dir.durable().clone();
         let speaks = config.timing.speaks;
-        let me = Me { cluster, identity, nonce, state: durable.state, speaks };
+        let times = AgreedTimes::of(&config.timing, config.kill_time);
+        let me = Me { cluster, identity, nonce, state: durable.state, speaks, times };
         let contacts: BTreeSet<NodeId> = config.peers.keys().copied().collect();
         let member = Member::new(config.timing.clone(), durable, nonce, contacts, seed, boottime())?;
         let view = member.view().cloned().unwrap_or_else(|| Arc::new(View::empty(cluster)));

@@ -3,6 +3,7 @@
 //! this a refused node believes itself connected.
 
 use super::frames::{FrameReader, frame};
+use crate::driver::AgreedTimes;
 use crate::driver::pki::{PeerCertificate, Subject};
 use crate::driver::transport::{Channel, Datagrams, Lane};
 use crate::machine::{Peer, Versions};
@@ -32,6 +33,7 @@ struct Hello {
     incarnation: Incarnation,
     nonce: u64,
     state: StateId,
+    times: AgreedTimes,
 }
 
 /// Why an end does not accept the other. Told to it, so both logs have the reason.
@@ -68,6 +70,16 @@ pub enum HelloRefusal {
         /// Who is there.
         found: NodeId,
     },
+    /// The nodes have different times, so the one would not wait long enough for the end of the other's lease (R8).
+    #[error(
+        "the times differ: {here} here, {there} there; `[timing]` holds from the next start of all nodes on"
+    )]
+    Times {
+        /// The refusing end's.
+        here: AgreedTimes,
+        /// The refused end's.
+        there: AgreedTimes,
+    },
     /// The node is not in the roster.
     #[error("node {0} is not in the cluster's roster")]
     NotInRoster(NodeId),
@@ -90,6 +102,7 @@ pub(crate) struct Me {
     pub(crate) nonce: u64,
     pub(crate) state: StateId,
     pub(crate) speaks: Versions,
+    pub(crate) times: AgreedTimes,
 }
 
 /// The keys of the newest roster; without one yet, the cluster's CA alone decides.
@@ -171,6 +184,7 @@ async fn talk(
         incarnation: me.identity.incarnation,
         nonce: me.nonce,
         state: me.state,
+        times: me.times,
     };
     send(&mut write, &ours).await?;
     let theirs: Hello = receive(&mut frames, &mut read).await?;
@@ -208,6 +222,9 @@ fn judge(
     }
     if theirs.node == ours.node && theirs.nonce == ours.nonce {
         return Err(HelloRefusal::Myself(ours.node));
+    }
+    if ours.times != theirs.times {
+        return Err(HelloRefusal::Times { here: ours.times, there: theirs.times });
     }
     Ok(())
 }

@@ -2,11 +2,12 @@
 
 use super::frames::frame;
 use super::hello::{Established, HelloError, HelloRefusal, Me, RosterCheck, exchange};
+use crate::driver::AgreedTimes;
 use crate::driver::pki::{Ca, Credentials, PeerCertificate};
 use crate::driver::transport::{
     Channel, DATAGRAM_BYTES_MAX, Lane, MemoryNetwork, QuicTransport, TcpTransport, Transport, TransportError,
 };
-use crate::machine::Versions;
+use crate::machine::{Config, Versions};
 use crate::{ClusterId, Identity, Incarnation, NodeId, StateId};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -70,6 +71,7 @@ fn me(node: u32) -> Me {
         identity: Identity::new(NodeId(node), Incarnation(u64::from(node))),
         nonce: u64::from(node),
         state: StateId::from_bytes([node as u8; 16]),
+        times: AgreedTimes::of(&Config::lan(), Duration::from_millis(500)),
     }
 }
 
@@ -171,6 +173,23 @@ fn a_hello_of_another_cluster_or_version_is_refused() {
         let (here, _) = greet(&one, &two, claims, |_, _| Ok(())).await;
         let words = format!("we refuse it: this is cluster {CLUSTER}");
         assert_eq!(here.err().unwrap().to_string(), words);
+    });
+}
+
+/// A longer lease than the others wait for would go on after they have given its locks away (R8).
+#[test]
+fn nodes_with_different_times_do_not_connect_and_both_know_why() {
+    let dir = Dir::new("times");
+    let ca = Ca::create("test", CLUSTER).unwrap();
+    run(async {
+        let (one, two) = (tcp(dir.credentials(&ca, 1)), tcp(dir.credentials(&ca, 2)));
+        let claims = Me { times: AgreedTimes { detection_ms: 5_000, ..me(2).times }, ..me(2) };
+        let (here, there) = greet(&one, &two, claims, |_, _| Ok(())).await;
+        let words = "the times differ: heartbeat_ms = 100, detection_ms = 800, drift_margin_ms = 100, kill_ms = 500 here, \
+            heartbeat_ms = 100, detection_ms = 5000, drift_margin_ms = 100, kill_ms = 500 there; \
+            `[timing]` holds from the next start of all nodes on";
+        assert_eq!(here.err().unwrap().to_string(), format!("we refuse it: {words}"));
+        assert_eq!(there.err().unwrap().to_string(), format!("it refuses us: {words}"));
     });
 }
 
