@@ -49,8 +49,29 @@ impl Proofs {
                 Outcome::Fails => "fails",
                 Outcome::Skipped => "skipped",
             };
-            all.insert((*key).to_owned(), json!({ "claim": claim, "outcome": word }));
+            // A key stands for all its claims: one that fails is not hidden by a later one that holds.
+            let before = all.get(*key).and_then(|v: &Value| v.get("outcome")).and_then(Value::as_str);
+            if before != Some("fails") {
+                all.insert((*key).to_owned(), json!({ "claim": claim, "outcome": word }));
+            }
         }
         Value::Object(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_that_fails_is_not_hidden_by_a_later_one_of_the_same_key() {
+        let mut proofs = Proofs::default();
+        proofs.check("hashes", "node 2", false);
+        proofs.check("hashes", "node 3", true);
+        proofs.skip("vgs", "not here");
+        assert_eq!(proofs.failed(), 1);
+        let json = proofs.json();
+        assert_eq!(json["hashes"]["outcome"], "fails");
+        assert_eq!(json["vgs"]["outcome"], "skipped");
     }
 }

@@ -11,6 +11,7 @@ use crate::tree::{self, Fingerprint};
 use crate::worker::{COUNTER, hot_file, log_file, record};
 use quorate::admin::protocol::Command as Admin;
 use quorate::events::boottime_ns;
+use quorate_gnbd::proto::Errno;
 use quorate_membership::{Identity, Incarnation, NodeId};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -581,7 +582,11 @@ impl Run<'_> {
         let after = self.storage_counts(life)?;
         let claim = format!(
             "a write in its name that the network held up until after the fence is refused ({})",
-            answer.map_or_else(|e| format!("{e}, counted by the server"), |()| "APPLIED".to_owned())
+            match answer {
+                Err(Errno::Shutdown) => "ESHUTDOWN, counted by the server".to_owned(),
+                Err(error) => error.to_string(),
+                Ok(()) => "APPLIED".to_owned(),
+            }
         );
         self.proofs.check("late_write_refused", &claim, answer.is_err() && fenced.1 < after.1);
         // The others rewrite the very blocks node 2 was writing.
