@@ -59,6 +59,28 @@ impl ServiceId {
     pub const FAILOVER: Self = Self(4);
     /// The node program's own messages.
     pub const NODE: Self = Self(5);
+    /// Process groups.
+    pub const GROUPS: Self = Self(6);
+
+    /// Which connections carry it. Credit, order and backlog of the two classes have nothing to do with each other.
+    #[must_use]
+    pub fn class(self) -> ServiceClass {
+        match self {
+            Self::CCS => ServiceClass::Bulk,
+            Self(128..) => ServiceClass::Bulk,
+            Self(_) => ServiceClass::Prompt,
+        }
+    }
+}
+
+/// How much a service's messages mind waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ServiceClass {
+    /// Small messages that somebody waits for: locks, fencing, services, groups. Ids below 128, `CCS` apart.
+    Prompt,
+    /// Large messages, or many at once. They have connections of their own, so nothing of the other class waits behind
+    /// them. Ids from 128 on, and `CCS`, whose documents may have a mebibyte.
+    Bulk,
 }
 
 /// Reliable messages between lives of nodes (R2): exactly once, in order per peer and service, across reconnects and
@@ -71,12 +93,24 @@ pub trait Sessions: Send + Sync {
     fn send(&self, to: Identity, service: ServiceId, payload: Vec<u8>) -> Result<(), SendError>;
     /// Sets who receives this service's messages. Called once per service before the node joins.
     fn register(&self, service: ServiceId, handler: Arc<dyn SessionHandler>);
+    /// Stops, or resumes, the delivery of a service's messages on this node: for a service that cannot keep up. What
+    /// comes meanwhile is held within its senders' credit, so they get [`SendError::Full`] and memory stays bounded;
+    /// what the same peer sends to other services of the class is held behind it. A few messages that were on their way
+    /// to the handler may still come. The default does nothing: an implementation without flow control.
+    fn pause(&self, service: ServiceId, paused: bool) {
+        let _ = (service, paused);
+    }
 }
 
 /// Receives the messages of one service.
 pub trait SessionHandler: Send + Sync {
     /// A message of `from`, sent in `epoch`; this node has installed `epoch` or a later one. Must not block.
     fn deliver(&self, from: Identity, epoch: Epoch, payload: &[u8]);
+    /// A peer for which somebody here got [`SendError::Full`] takes messages again, or is a member no more. Called on the
+    /// thread of the deliveries for every service of the class; sending from here is allowed. Must not block.
+    fn on_ready(&self, to: Identity) {
+        let _ = to;
+    }
 }
 
 /// Why a message was not queued.
@@ -86,7 +120,7 @@ pub enum SendError {
     /// That life is no member of the installed view; it will never get the message.
     #[error("{0} is not a member")]
     NotMember(Identity),
-    /// The peer takes no more for now: its credit and the queue for it are used up. Send less, later.
+    /// The peer takes no more for now: its credit is used up. [`SessionHandler::on_ready`] says when it does.
     #[error("the queue to node {0} is full")]
     Full(NodeId),
     /// The message is above the size limit of `limit` bytes.

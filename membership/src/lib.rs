@@ -23,7 +23,8 @@ pub use evidence::{
     Report, Why,
 };
 pub use face::{
-    BoxFuture, Membership, Runtime, SendError, ServiceId, SessionHandler, Sessions, ViewListener,
+    BoxFuture, Membership, Runtime, SendError, ServiceClass, ServiceId, SessionHandler, Sessions,
+    ViewListener,
 };
 pub use ids::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId, UuidError};
 pub use lease::Lease;

@@ -1,6 +1,7 @@
 //! The running store: the replica behind a mutex, its file on a thread of its own, sessions and views as inputs.
 
 mod file;
+mod outgoing;
 
 use crate::machine::{Input, Output, Replica, Token, UpdateError};
 use crate::{ConfigStore, Entry, ForeignHistory, StoreError, Stored};
@@ -52,6 +53,7 @@ impl std::fmt::Debug for Shared {
 
 struct Inner {
     replica: Replica,
+    outgoing: outgoing::Outgoing,
     next: u64,
     waiting: BTreeMap<u64, oneshot::Sender<Result<u64, UpdateError>>>,
 }
@@ -91,6 +93,7 @@ impl Ccs {
         let shared = Arc::new(Shared {
             inner: Mutex::new(Inner {
                 replica: Replica::new(membership.me(), state, stored),
+                outgoing: outgoing::Outgoing::default(),
                 next: 0,
                 waiting: BTreeMap::new(),
             }),
@@ -151,10 +154,7 @@ impl Shared {
     fn carry_out(&self, output: Output, inner: &mut Inner) {
         match output {
             Output::Send { to, bytes } => {
-                // A peer that is gone is left to the next view; a full queue too: its credit ends with its life.
-                if let Err(error) = self.sessions.send(to, ServiceId::CCS, bytes) {
-                    tracing::warn!(target: "quorate_ccs", "a message to {to} was not queued: {error}");
-                }
+                inner.outgoing.send(&*self.sessions, to, bytes);
             }
             // The writer ends only after it has told why.
             Output::Persist { token, stored } => drop(self.writer.send((token, *stored))),
@@ -221,11 +221,18 @@ impl SessionHandler for Listener {
             shared.feed(Input::Message { from, bytes: payload.to_vec() });
         }
     }
+
+    fn on_ready(&self, to: Identity) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.lock().outgoing.on_ready(&*shared.sessions, to);
+        }
+    }
 }
 
 impl ViewListener for Listener {
     fn on_view(&self, view: &Arc<View>) {
         if let Some(shared) = self.0.upgrade() {
+            shared.lock().outgoing.on_view(view);
             shared.feed(Input::View(Arc::clone(view)));
         }
     }

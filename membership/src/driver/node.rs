@@ -543,4 +543,8 @@ impl Sessions for Node {
     fn register(&self, service: ServiceId, handler: Arc<dyn SessionHandler>) {
         self.shared.sessions.register(service, handler);
     }
+
+    fn pause(&self, service: ServiceId, paused: bool) {
+        self.shared.to_lane(LaneInput::Pause { service, paused });
+    }
 }

@@ -22,6 +22,9 @@ use tokio::sync::{Notify, mpsc, watch};
 const TURN_MAX: Duration = Duration::from_millis(100);
 /// Messages to ourselves that may wait.
 const SELF_QUEUE_MAX: usize = 65_536;
+/// What may wait on a connection when a frame between two others is to be passed on over it; more is dropped, and the
+/// two ends repair it. Their windows keep it far below this unless dozens of pairs use one relay.
+const RELAY_QUEUE_BYTES_MAX: usize = 8 << 20;
 
 /// What other threads give to the loop.
 pub(super) enum LaneInput {
@@ -29,6 +32,7 @@ pub(super) enum LaneInput {
     Quorum(bool),
     Done { reply: Reply, result: Result<Arc<View>, RequestError> },
     Subscribe { listener: Arc<dyn ViewListener>, told: std::sync::mpsc::SyncSender<()> },
+    Pause { service: ServiceId, paused: bool },
     ToMyself { service: ServiceId, epoch: Epoch, payload: Vec<u8> },
     CloseKey([u8; 32]),
     Stop(String),
@@ -126,10 +130,19 @@ impl SessionShared {
 
     fn deliver(&self, deliveries: Vec<Output>) {
         for output in deliveries {
-            if let Output::Deliver { from, service, epoch, payload } = output {
-                self.call(from, service, epoch, &payload);
+            match output {
+                Output::Deliver { from, service, epoch, payload } => {
+                    self.call(from, service, epoch, &payload);
+                }
+                Output::Ready { peer } => self.call_ready(peer),
+                Output::Transmit { .. } | Output::Forward { .. } | Output::Close { .. } => {}
             }
         }
+    }
+
+    fn call_ready(&self, peer: Identity) {
+        let handlers = self.handlers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        handlers.values().for_each(|h| h.on_ready(peer));
     }
 
     fn call(&self, from: Identity, service: ServiceId, epoch: Epoch, payload: &[u8]) {
@@ -163,7 +176,12 @@ fn transmit(state: &mut State, out: Vec<Output>) -> Vec<Output> {
                     queue.close();
                 }
             }
-            deliver @ Output::Deliver { .. } => deliveries.push(deliver),
+            Output::Forward { link, bytes } => {
+                if let Some(queue) = state.links.get(&link) {
+                    queue.push_below(&bytes, RELAY_QUEUE_BYTES_MAX);
+                }
+            }
+            told @ (Output::Deliver { .. } | Output::Ready { .. }) => deliveries.push(told),
         }
     }
     deliveries
@@ -274,6 +292,7 @@ impl Lane {
                 sessions.to_myself.fetch_sub(1, Ordering::Relaxed);
                 sessions.call(sessions.me, service, epoch, &payload);
             }
+            LaneInput::Pause { service, paused } => sessions.feed(Input::Paused { service, paused }),
             LaneInput::Installed(_) | LaneInput::CloseKey(_) | LaneInput::Stop(_) => {}
         }
     }

@@ -1,19 +1,21 @@
 //! The frames on a link: `length u32 LE | header (postcard) | payload`, where the length counts header and payload.
 
-use crate::{Epoch, ServiceId};
+use crate::{Epoch, Identity, ServiceId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The version of this layout; both ends name theirs in the hello.
-pub const SESSION_VERSION: u16 = 1;
+pub const SESSION_VERSION: u16 = 2;
 /// The longest message a service may send, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// The longest frame, in bytes, without its length field: the longest message and room for a header.
-pub const FRAME_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 64;
+/// The longest frame between two ends, in bytes, without its length field: the longest message and room for a header.
+const INNER_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 64;
+/// The longest frame on a connection: the longest one between two ends in the envelope of a relay.
+pub const FRAME_BYTES_MAX: usize = INNER_BYTES_MAX + 64;
 
 const LENGTH_BYTES: usize = 4;
 
-/// What a frame is. Only `Data` has a payload.
+/// What a frame is. `Data` has a message as its payload, `Relay` and `Relayed` have a frame; the others have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Header {
     /// The first frame in each direction on a link.
@@ -43,6 +45,29 @@ pub(super) enum Header {
         /// As in `Resume`.
         delivered: u64,
     },
+    /// "Pass this frame on to `to`", said to a common peer (R3).
+    Relay {
+        /// For whom it is.
+        to: Identity,
+        /// Names the relayed link among those of the two ends.
+        tag: u64,
+    },
+    /// "`from` asked me to pass this frame on to you." That it is true rests on trusting the relay, which is a member.
+    Relayed {
+        /// The certified peer of the relay from whom it came.
+        from: Identity,
+        /// As in `Relay`.
+        tag: u64,
+    },
+    /// The answer to a `Relay` that cannot be passed on: there is no direct path to `to` here either.
+    NoRelay {
+        /// As in `Relay`.
+        to: Identity,
+        /// As in `Relay`.
+        tag: u64,
+    },
+    /// The end of a relayed link, or the answer to a frame of one that is not known.
+    Bye,
 }
 
 /// Why bytes are no frame. The link is closed.
@@ -92,9 +117,17 @@ pub(super) fn decode(frame: &[u8]) -> Result<(Header, &[u8]), FrameError> {
     let (header, payload) = postcard::take_from_bytes(frame).map_err(|_| FrameError::Malformed)?;
     let fits = match header {
         Header::Data { .. } => payload.len() <= MESSAGE_BYTES_MAX,
-        Header::Resume { .. } | Header::Ack { .. } => payload.is_empty(),
+        Header::Relay { .. } | Header::Relayed { .. } => payload.len() <= INNER_BYTES_MAX,
+        Header::Resume { .. } | Header::Ack { .. } | Header::NoRelay { .. } | Header::Bye => {
+            payload.is_empty()
+        }
     };
     if fits { Ok((header, payload)) } else { Err(FrameError::Malformed) }
+}
+
+/// A frame's content: what `decode` takes.
+pub(super) fn content(bytes: &[u8]) -> &[u8] {
+    bytes.get(LENGTH_BYTES..).unwrap_or_default()
 }
 
 pub(super) fn data(sequence: u64, epoch: Epoch, service: ServiceId, payload: &[u8]) -> Arc<[u8]> {
@@ -123,6 +156,9 @@ mod tests {
         assert_eq!(&*data(7, Epoch(3), ServiceId::DLM, b"hi"), &[6, 0, 0, 0, 1, 7, 3, 1, b'h', b'i']);
         let ack = encode(Header::Ack { received: 200, delivered: 5 }, b"");
         assert_eq!(&*ack, &[4, 0, 0, 0, 2, 200, 1, 5]);
+        let to = Identity::new(crate::NodeId(9), crate::Incarnation(2));
+        let relay = encode(Header::Relay { to, tag: 5 }, content(&ack));
+        assert_eq!(&*relay, &[8, 0, 0, 0, 3, 9, 2, 5, 2, 200, 1, 5]);
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! The session machine: all sessions of one life of one node.
 
 use super::frame::{self, Header, MESSAGE_BYTES_MAX};
-use super::peer::{Held, Link, Sent, Session};
+use super::peer::{Held, Sent, Session};
 use crate::{Epoch, Identity, Incarnation, Instant, NodeId, SendError, ServiceId, View};
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// How long an acknowledgement may wait for a message to travel with.
-const ACK_DELAY: Duration = Duration::from_millis(10);
-/// A link on which nothing comes for this long although we wait for it is given up; the driver makes another.
-const LINK_STALL: Duration = Duration::from_secs(3);
+pub(super) const ACK_DELAY: Duration = Duration::from_millis(10);
+/// A link on which nothing comes for this long although we wait for it is given up; the driver makes another, and a
+/// relay is looked for meanwhile. Above any pause that a loaded machine makes, below the time after which R3 removes.
+pub(super) const LINK_STALL: Duration = Duration::from_millis(1_500);
 
 /// A connection, as the driver numbers them: never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,13 +24,16 @@ pub struct Limits {
     pub credit_bytes: u64,
     /// Messages.
     pub credit_messages: usize,
+    /// How many bytes may be under way on a relayed link before the peer says that it has them, at least one message:
+    /// what a relay has to keep for one pair and direction.
+    pub relay_window_bytes: u64,
 }
 
 impl Limits {
     /// 8 MiB and 65,536 messages per peer: 64 peers cannot take more than 512 MiB.
     #[must_use]
     pub fn standard() -> Self {
-        Self { credit_bytes: 8 << 20, credit_messages: 65_536 }
+        Self { credit_bytes: 8 << 20, credit_messages: 65_536, relay_window_bytes: 256 << 10 }
     }
 }
 
@@ -57,6 +61,14 @@ pub enum Input<'a> {
         /// The content.
         frame: &'a [u8],
     },
+    /// A service takes nothing for now, or takes messages again. What comes for it is held, and what comes behind it from
+    /// the same peer too, until the peer's credit is used up.
+    Paused {
+        /// Which.
+        service: ServiceId,
+        /// Whether it takes nothing.
+        paused: bool,
+    },
     /// A view is installed. Deliveries that follow come after the listeners were told.
     Installed {
         /// The view.
@@ -75,6 +87,18 @@ pub enum Output {
         link: LinkId,
         /// What.
         bytes: Arc<[u8]>,
+    },
+    /// As `Transmit`, for others: drop it if much waits to be written on the link already. The two ends repair that.
+    Forward {
+        /// Where.
+        link: LinkId,
+        /// What.
+        bytes: Arc<[u8]>,
+    },
+    /// A peer for which [`SessionMachine::send`] said `Full` takes messages again, or never will.
+    Ready {
+        /// Which.
+        peer: Identity,
     },
     /// Give a message to its service.
     Deliver {
@@ -112,21 +136,37 @@ pub enum Bug {
     HoldsNothing,
     /// Messages of removed lives are delivered.
     DeliversTheDead,
+    /// What was given to a relay is not kept any more.
+    TrustsRelays,
+    /// A paused service gets its messages.
+    DeliversToThePaused,
+    /// Who was told that a peer is full never hears of it again.
+    ForgetsToSayReady,
+    /// The credit of a peer is not looked at.
+    IgnoresCredit,
 }
 
 /// All sessions of one life of one node.
 #[derive(Debug)]
 pub struct SessionMachine {
-    me: Identity,
-    limits: Limits,
-    epoch: Epoch,
-    view: Option<Arc<View>>,
-    sessions: BTreeMap<Identity, Session>,
-    links: BTreeMap<LinkId, Identity>,
+    pub(super) me: Identity,
+    pub(super) limits: Limits,
+    pub(super) epoch: Epoch,
+    pub(super) view: Option<Arc<View>>,
+    pub(super) sessions: BTreeMap<Identity, Session>,
+    pub(super) links: BTreeMap<LinkId, Identity>,
+    paused: BTreeSet<ServiceId>,
+    /// Messages to ourselves for paused services.
+    mine: VecDeque<Held>,
+    mine_was_full: bool,
     /// Lives up to here are over for good, as far as this node has seen.
     gone: BTreeMap<NodeId, Incarnation>,
+    /// How many relayed links this end has named.
+    pub(super) relayed_links: u64,
+    /// Frames passed on for others.
+    pub(super) forwarded: u64,
     #[cfg(any(test, feature = "sim"))]
-    bug: Option<Bug>,
+    pub(super) bug: Option<Bug>,
 }
 
 impl SessionMachine {
@@ -140,7 +180,12 @@ impl SessionMachine {
             view: None,
             sessions: BTreeMap::new(),
             links: BTreeMap::new(),
+            paused: BTreeSet::new(),
+            mine: VecDeque::new(),
+            mine_was_full: false,
             gone: BTreeMap::new(),
+            relayed_links: 0,
+            forwarded: 0,
             #[cfg(any(test, feature = "sim"))]
             bug: None,
         }
@@ -153,7 +198,7 @@ impl SessionMachine {
     }
 
     #[cfg(any(test, feature = "sim"))]
-    fn has(&self, bug: Bug) -> bool {
+    pub(super) fn has(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
     }
 
@@ -167,6 +212,25 @@ impl SessionMachine {
     #[must_use]
     pub fn is_connected(&self, peer: Identity) -> bool {
         self.sessions.get(&peer).is_some_and(|s| s.active.is_some())
+    }
+
+    /// The relay over which the session with `peer` runs at present, if it has no direct path (R3).
+    #[must_use]
+    pub fn relayed_by(&self, peer: Identity) -> Option<Identity> {
+        let session = self.sessions.get(&peer)?;
+        session.active.and_then(|a| session.links.get(&a)).and_then(super::relay::relay_of)
+    }
+
+    /// How many frames this node has passed on between others.
+    #[must_use]
+    pub fn forwarded(&self) -> u64 {
+        self.forwarded
+    }
+
+    /// What is kept for `peer`: bytes sent and not delivered there, and bytes taken in and not delivered here.
+    #[must_use]
+    pub fn kept_bytes(&self, peer: Identity) -> (u64, u64) {
+        self.sessions.get(&peer).map_or((0, 0), |s| (s.unacked_bytes, s.held_bytes))
     }
 
     /// Queues a message. One to ourselves is delivered at once.
@@ -192,40 +256,71 @@ impl SessionMachine {
         }
         let epoch = self.epoch;
         if to == self.me {
-            out.push(Output::Deliver { from: to, service, epoch, payload });
-            return Ok(());
+            return self.send_to_myself(service, payload, out);
         }
+        #[cfg(any(test, feature = "sim"))]
+        let ignores = self.has(Bug::IgnoresCredit);
+        #[cfg(not(any(test, feature = "sim")))]
+        let ignores = false;
         let limits = self.limits;
-        let session = self.sessions.entry(to).or_insert_with(|| Session::new(limits.credit_bytes));
+        let relay_at = now + super::relay::AFTER;
+        let session = self.sessions.entry(to).or_insert_with(|| Session::new(limits.credit_bytes, relay_at));
         let sequence = session.last_sent + 1;
         let bytes = frame::data(sequence, epoch, service, &payload);
-        let used = session.unacked_bytes + bytes.len() as u64;
-        if limits.credit_messages <= session.unacked.len() || session.credit_bytes < used {
+        let size = bytes.len() as u64;
+        let full = limits.credit_messages <= session.unacked.len()
+            || session.credit_bytes < session.unacked_bytes + size;
+        if full && !ignores {
+            session.was_full = true;
             return Err(SendError::Full(to.node));
         }
-        if !session.is_waiting() {
+        if session.active.is_some() && !session.is_waiting() {
             session.heard_at = now;
         }
-        session.last_sent = sequence;
-        session.unacked_bytes = used;
-        session.unacked.push_back(Sent { sequence, bytes: bytes.clone() });
-        if let Some(link) = session.active {
-            out.push(Output::Transmit { link, bytes });
+        if session.active.is_none() && session.peer_received == session.last_sent {
+            session.relay_at = session.relay_at.max(relay_at);
         }
+        session.last_sent = sequence;
+        session.unacked_bytes += size;
+        session.sent_bytes += size;
+        session.unacked.push_back(Sent { sequence, ends_at: session.sent_bytes, bytes });
+        self.pump(to, out);
+        Ok(())
+    }
+
+    fn send_to_myself(
+        &mut self,
+        service: ServiceId,
+        payload: Vec<u8>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), SendError> {
+        let (from, epoch) = (self.me, self.epoch);
+        if !self.is_paused(service) {
+            out.push(Output::Deliver { from, service, epoch, payload });
+            return Ok(());
+        }
+        let size = payload.len() as u64;
+        let bytes = self.mine.iter().map(|h| h.payload.len() as u64).sum::<u64>();
+        if self.limits.credit_messages <= self.mine.len() || self.limits.credit_bytes < bytes + size {
+            self.mine_was_full = true;
+            return Err(SendError::Full(from.node));
+        }
+        self.mine.push_back(Held { epoch, service, payload });
         Ok(())
     }
 
     /// Takes one input; all that must be done is in `out` afterwards.
     pub fn handle(&mut self, now: Instant, input: Input<'_>, out: &mut Vec<Output>) {
         match input {
-            Input::LinkUp { link, peer, dialled } => self.on_link_up(link, peer, dialled, out),
-            Input::LinkDown { link } => self.on_link_down(link),
+            Input::LinkUp { link, peer, dialled } => self.on_link_up(now, link, peer, dialled, out),
+            Input::LinkDown { link } => self.on_link_down(now, link, out),
             Input::Frame { link, frame } => {
                 if let Err(why) = self.on_frame(now, link, frame, out) {
-                    self.close(link, why, out);
+                    self.close(now, link, why, out);
                 }
             }
-            Input::Installed { view } => self.on_installed(view, out),
+            Input::Paused { service, paused } => self.on_paused(service, paused, out),
+            Input::Installed { view } => self.on_installed(now, view, out),
             Input::Tick => self.on_tick(now, out),
         }
         if cfg!(debug_assertions) {
@@ -238,146 +333,15 @@ impl SessionMachine {
     pub fn next_deadline(&self) -> Option<Instant> {
         let acks = self.sessions.values().filter(|s| s.active.is_some()).filter_map(|s| s.ack_due);
         let stalls = self.sessions.values().filter(|s| s.is_waiting()).map(|s| s.heard_at + LINK_STALL);
-        acks.chain(stalls).min()
+        acks.chain(stalls).chain(self.relay_deadlines()).min()
     }
 
     /// Whether this life was removed as far as this node has seen.
-    fn is_over(&self, peer: Identity) -> bool {
+    pub(super) fn is_over(&self, peer: Identity) -> bool {
         self.gone.get(&peer.node).is_some_and(|g| peer.incarnation <= *g)
     }
 
-    fn on_link_up(&mut self, link: LinkId, peer: Identity, dialled: bool, out: &mut Vec<Output>) {
-        let is_member = self.view.as_ref().is_some_and(|v| v.contains(peer));
-        if peer == self.me || self.is_over(peer) {
-            out.push(Output::Close { link, why: "that life is over" });
-            return;
-        }
-        if !is_member {
-            self.forget_older_strangers(peer, out);
-        }
-        let credit_bytes = self.limits.credit_bytes;
-        let by_lower = dialled == (self.me.node < peer.node);
-        let session = self.sessions.entry(peer).or_insert_with(|| Session::new(credit_bytes));
-        let ours = session.generation + 1;
-        session.generation = ours;
-        session.links.insert(link, Link { by_lower, ours, theirs: None });
-        self.links.insert(link, peer);
-        let (received, delivered) = (session.received, session.delivered());
-        let resume = Header::Resume { generation: ours, received, delivered, credit_bytes };
-        out.push(Output::Transmit { link, bytes: frame::encode(resume, b"") });
-    }
-
-    /// A node that is not in the view has one session at most, that of its newest life: what is kept stays bounded.
-    fn forget_older_strangers(&mut self, peer: Identity, out: &mut Vec<Output>) {
-        let older: Vec<Identity> = self
-            .sessions
-            .keys()
-            .filter(|i| i.node == peer.node && i.incarnation < peer.incarnation)
-            .filter(|i| !self.view.as_ref().is_some_and(|v| v.contains(**i)))
-            .copied()
-            .collect();
-        for who in older {
-            self.end(who, out);
-        }
-    }
-
-    fn on_link_down(&mut self, link: LinkId) {
-        let Some(peer) = self.links.remove(&link) else { return };
-        if let Some(session) = self.sessions.get_mut(&peer) {
-            session.links.remove(&link);
-            if session.active == Some(link) {
-                session.active = None;
-            }
-        }
-    }
-
-    fn close(&mut self, link: LinkId, why: &'static str, out: &mut Vec<Output>) {
-        self.on_link_down(link);
-        out.push(Output::Close { link, why });
-    }
-
-    fn on_frame(
-        &mut self,
-        now: Instant,
-        link: LinkId,
-        frame: &[u8],
-        out: &mut Vec<Output>,
-    ) -> Result<(), &'static str> {
-        // A link that was closed here may still have frames in the driver's hands.
-        let Some(peer) = self.links.get(&link).copied() else { return Ok(()) };
-        let (header, payload) = frame::decode(frame).map_err(|_| "a frame that does not decode")?;
-        let Some(session) = self.sessions.get_mut(&peer) else { return Ok(()) };
-        let is_first = session.links.get(&link).is_some_and(|l| l.theirs.is_none());
-        match header {
-            Header::Resume { generation, received, delivered, credit_bytes } => {
-                if !is_first {
-                    return Err("a second resume");
-                }
-                if !session.on_progress(received, delivered) {
-                    return Err("an acknowledgement of what was never sent");
-                }
-                session.credit_bytes = credit_bytes;
-                session.generation = session.generation.max(generation);
-                if let Some(l) = session.links.get_mut(&link) {
-                    l.theirs = Some(generation);
-                }
-                self.take_over(now, peer, link, received, out);
-                Ok(())
-            }
-            _ if is_first => Err("a frame before the resume"),
-            // Of an older generation: its sender has switched over, or will, and sends it again.
-            _ if session.active != Some(link) => Ok(()),
-            Header::Ack { received, delivered } => {
-                session.heard_at = now;
-                if session.on_progress(received, delivered) {
-                    return Ok(());
-                }
-                Err("an acknowledgement of what was never sent")
-            }
-            Header::Data { sequence, epoch, service } => {
-                session.heard_at = now;
-                self.on_data(now, peer, sequence, (epoch, ServiceId(service)), payload, out)
-            }
-        }
-    }
-
-    /// `link` has a rank now. If it is the highest, it becomes the active one and what the peer misses is sent again.
-    fn take_over(
-        &mut self,
-        now: Instant,
-        peer: Identity,
-        link: LinkId,
-        received: u64,
-        out: &mut Vec<Output>,
-    ) {
-        #[cfg(any(test, feature = "sim"))]
-        let resends = !self.has(Bug::ResendsNothing);
-        #[cfg(not(any(test, feature = "sim")))]
-        let resends = true;
-        let Some(session) = self.sessions.get_mut(&peer) else { return };
-        let best = session.links.iter().filter_map(|(id, l)| l.rank().map(|r| (r, *id))).max();
-        let losers: Vec<LinkId> = session
-            .links
-            .iter()
-            .filter(|(id, l)| l.rank().is_some() && best.is_some_and(|(_, b)| b != **id))
-            .map(|(id, _)| *id)
-            .collect();
-        if best.is_some_and(|(_, b)| b == link) {
-            session.active = Some(link);
-            session.heard_at = now;
-            if session.ack_due.is_none() && 0 < session.unreported {
-                session.ack_due = Some(now + ACK_DELAY);
-            }
-            for sent in session.unacked.iter().filter(|s| resends && received < s.sequence) {
-                out.push(Output::Transmit { link, bytes: sent.bytes.clone() });
-            }
-        }
-        for loser in losers {
-            self.close(loser, "superseded by a newer connection", out);
-        }
-    }
-
-    fn on_data(
+    pub(super) fn on_data(
         &mut self,
         now: Instant,
         peer: Identity,
@@ -392,6 +356,7 @@ impl SessionMachine {
         let (doubles, early) = (false, false);
         let installed = self.epoch;
         let deliverable = self.may_deliver(peer);
+        let is_paused = self.is_paused(service);
         let limits = self.limits;
         let Some(session) = self.sessions.get_mut(&peer) else { return Ok(()) };
         session.ack_due.get_or_insert(now + ACK_DELAY);
@@ -405,22 +370,56 @@ impl SessionMachine {
         session.received = session.received.max(sequence);
         session.unreported += 1;
         session.unreported_bytes += size;
-        if (installed < epoch || !session.held.is_empty()) && !early {
+        let report_at = match session.active.and_then(|a| session.links.get(&a)) {
+            Some(link) if !link.is_direct() => limits.relay_window_bytes / 4,
+            _ => limits.credit_bytes / 4,
+        };
+        let reports =
+            report_at < session.unreported_bytes || limits.credit_messages as u64 / 4 < session.unreported;
+        let waits = installed < epoch && !early;
+        if waits || is_paused || !session.held.is_empty() {
             session.held_bytes += size;
             session.held.push_back(Held { epoch, service, payload: payload.to_vec() });
             let full =
                 limits.credit_messages < session.held.len() || limits.credit_bytes < session.held_bytes;
-            return if full { Err("more messages than it has credit for") } else { Ok(()) };
-        }
-        if deliverable {
+            if full {
+                return Err("more messages than it has credit for");
+            }
+        } else if deliverable {
             out.push(Output::Deliver { from: peer, service, epoch, payload: payload.to_vec() });
         }
-        if limits.credit_bytes / 4 < session.unreported_bytes
-            || limits.credit_messages as u64 / 4 < session.unreported
-        {
-            Self::acknowledge(session, out);
+        if reports {
+            self.acknowledge(peer, out);
         }
         Ok(())
+    }
+
+    /// Whether what comes for this service waits.
+    fn is_paused(&self, service: ServiceId) -> bool {
+        #[cfg(any(test, feature = "sim"))]
+        if self.has(Bug::DeliversToThePaused) {
+            return false;
+        }
+        self.paused.contains(&service)
+    }
+
+    fn on_paused(&mut self, service: ServiceId, paused: bool, out: &mut Vec<Output>) {
+        if paused {
+            self.paused.insert(service);
+        } else if self.paused.remove(&service) {
+            let peers: Vec<Identity> = self.sessions.keys().copied().collect();
+            peers.into_iter().for_each(|peer| self.release(peer, out));
+            let (now, later) =
+                core::mem::take(&mut self.mine).into_iter().partition(|h| h.service == service);
+            self.mine = later;
+            let now: VecDeque<Held> = now;
+            for Held { epoch, service, payload } in now {
+                out.push(Output::Deliver { from: self.me, service, epoch, payload });
+            }
+            if core::mem::take(&mut self.mine_was_full) {
+                out.push(Output::Ready { peer: self.me });
+            }
+        }
     }
 
     /// Whether messages of epochs up to the installed one are delivered: the sender's life is a member of it.
@@ -432,17 +431,18 @@ impl SessionMachine {
         self.view.as_ref().is_some_and(|v| v.contains(peer))
     }
 
-    fn acknowledge(session: &mut Session, out: &mut Vec<Output>) {
+    pub(super) fn acknowledge(&mut self, peer: Identity, out: &mut Vec<Output>) {
+        let Some(session) = self.sessions.get_mut(&peer) else { return };
         session.ack_due = None;
         session.unreported = 0;
         session.unreported_bytes = 0;
         if let Some(link) = session.active {
             let ack = Header::Ack { received: session.received, delivered: session.delivered() };
-            out.push(Output::Transmit { link, bytes: frame::encode(ack, b"") });
+            self.transmit(peer, link, &frame::encode(ack, b""), out);
         }
     }
 
-    fn on_installed(&mut self, view: Arc<View>, out: &mut Vec<Output>) {
+    fn on_installed(&mut self, now: Instant, view: Arc<View>, out: &mut Vec<Output>) {
         assert!(self.epoch < view.epoch, "views come in order");
         let before = self.view.replace(view.clone());
         self.epoch = view.epoch;
@@ -465,7 +465,7 @@ impl SessionMachine {
         }
         let over: Vec<Identity> = self.sessions.keys().filter(|w| self.is_over(**w)).copied().collect();
         for who in over {
-            self.end(who, out);
+            self.end(now, who, out);
         }
         let peers: Vec<Identity> = self.sessions.keys().copied().collect();
         for peer in peers {
@@ -479,14 +479,18 @@ impl SessionMachine {
         #[cfg(any(test, feature = "sim"))]
         let (backwards, deliverable) =
             (self.has(Bug::ReleasesBackwards), deliverable && !self.has(Bug::DropsHeld));
-        let Some(session) = self.sessions.get_mut(&peer) else { return };
+        let paused = core::mem::take(&mut self.paused);
+        let Some(session) = self.sessions.get_mut(&peer) else {
+            self.paused = paused;
+            return;
+        };
         #[cfg(any(test, feature = "sim"))]
         if backwards && session.held.iter().all(|h| h.epoch <= epoch) {
             session.held.make_contiguous().reverse();
         }
         let mut released = false;
-        while session.held.front().is_some_and(|h| h.epoch <= epoch) {
-            let Some(held) = session.held.pop_front() else { return };
+        while session.held.front().is_some_and(|h| h.epoch <= epoch && !paused.contains(&h.service)) {
+            let Some(held) = session.held.pop_front() else { break };
             session.held_bytes -= held.payload.len() as u64;
             released = true;
             if deliverable {
@@ -494,32 +498,39 @@ impl SessionMachine {
                 out.push(Output::Deliver { from: peer, service, epoch, payload });
             }
         }
+        self.paused = paused;
         if released {
             // The sender waits for credit, and nothing else may remind us of it.
-            Self::acknowledge(session, out);
+            self.acknowledge(peer, out);
         }
     }
 
-    fn end(&mut self, who: Identity, out: &mut Vec<Output>) {
-        let Some(session) = self.sessions.remove(&who) else { return };
-        for link in session.links.into_keys() {
-            self.links.remove(&link);
-            out.push(Output::Close { link, why: "that life is over" });
+    pub(super) fn end(&mut self, now: Instant, who: Identity, out: &mut Vec<Output>) {
+        let Some(session) = self.sessions.get(&who) else { return };
+        let links: Vec<LinkId> = session.links.keys().copied().collect();
+        for link in links {
+            self.close(now, link, "that life is over", out);
+        }
+        if self.sessions.remove(&who).is_some_and(|s| s.was_full) {
+            out.push(Output::Ready { peer: who });
         }
     }
 
     fn on_tick(&mut self, now: Instant, out: &mut Vec<Output>) {
-        let mut stalled = Vec::new();
-        for session in self.sessions.values_mut() {
+        let peers: Vec<Identity> = self.sessions.keys().copied().collect();
+        for peer in peers {
+            let Some(session) = self.sessions.get(&peer) else { continue };
             if session.active.is_some() && session.ack_due.is_some_and(|due| due <= now) {
-                Self::acknowledge(session, out);
+                self.acknowledge(peer, out);
             }
-            if session.is_waiting() && session.heard_at + LINK_STALL <= now {
-                stalled.extend(session.active);
+            let Some(session) = self.sessions.get(&peer) else { continue };
+            if let Some(link) = session.active
+                && session.is_waiting()
+                && session.heard_at + LINK_STALL <= now
+            {
+                self.close(now, link, "nothing came for too long", out);
             }
         }
-        for link in stalled {
-            self.close(link, "nothing came for too long", out);
-        }
+        self.relay_tick(now, out);
     }
 }

@@ -104,6 +104,16 @@ impl OutQueue {
         }
     }
 
+    /// Appends whole frames unless `limit` bytes wait already.
+    pub(crate) fn push_below(&self, frames: &[u8], limit: usize) {
+        let mut inner = self.lock();
+        if !inner.closed && inner.bytes.len() + frames.len() <= limit {
+            inner.bytes.extend_from_slice(frames);
+            drop(inner);
+            self.wake.notify_one();
+        }
+    }
+
     /// Appends a frame of this content unless `limit` bytes wait already.
     pub(crate) fn push_frame_below(&self, content: &[u8], limit: usize) {
         let mut inner = self.lock();

@@ -1,14 +1,14 @@
 //! The simulation: nodes with the production machine, pipes that keep order and break, a list of decided views.
 
-use super::invariants::{epochs, exactly_once::ExactlyOnce};
+use super::invariants::{bounded, epochs, exactly_once::ExactlyOnce, pauses::Pauses};
 use core::time::Duration;
 use quorate_membership::session::{Bug, Input, Limits, LinkId, Output, SessionMachine, take_frame};
 use quorate_membership::sim::Schedule;
 use quorate_membership::{ClusterId, Epoch, Identity, Incarnation, Instant, NodeId, Rng, ServiceId, View};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-const NODES: u32 = 3;
+const NODES: u32 = 4;
 const PHASE_ONE: Instant = Instant(20_000_000_000);
 const LINKS_PER_PAIR_MAX: usize = 3;
 
@@ -21,6 +21,11 @@ pub(crate) struct Work {
     pub(crate) breaks: u64,
     pub(crate) takeovers: u64,
     pub(crate) removals: u64,
+    pub(crate) forwarded: u64,
+    /// Messages delivered while the session ran through a relay.
+    pub(crate) relayed: u64,
+    pub(crate) pauses: u64,
+    pub(crate) ready: u64,
 }
 
 impl Work {
@@ -32,6 +37,10 @@ impl Work {
         self.breaks += other.breaks;
         self.takeovers += other.takeovers;
         self.removals += other.removals;
+        self.forwarded += other.forwarded;
+        self.relayed += other.relayed;
+        self.pauses += other.pauses;
+        self.ready += other.ready;
     }
 }
 
@@ -43,6 +52,9 @@ enum Event {
     Send,
     Dial,
     Break,
+    Cut,
+    Heal { pair: (NodeId, NodeId) },
+    Pause,
     Decide,
     Tick { who: Identity },
 }
@@ -63,6 +75,8 @@ struct Process {
     view: Arc<View>,
     /// How many decided views it has installed.
     installed: usize,
+    /// The tick under way.
+    tick_at: Option<Instant>,
 }
 
 struct World {
@@ -76,7 +90,12 @@ struct World {
     faults: bool,
     limits: Limits,
     bug: Option<Bug>,
+    /// Pairs of nodes that cannot connect.
+    cut: BTreeSet<(NodeId, NodeId)>,
     once: ExactlyOnce,
+    pauses: Pauses,
+    /// Who was told "full" of whom and waits to hear more.
+    waiting: BTreeSet<(Identity, Identity)>,
     work: Work,
 }
 
@@ -84,6 +103,8 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Work {
     let mut rng = Rng::new(seed);
     let delay_max = Duration::from_micros(*rng.pick(&[300, 5_000, 100_000, 800_000]).unwrap());
     let credit_messages = *rng.pick(&[4, 30, 1_000]).unwrap();
+    let credit_bytes = *rng.pick(&[2_000, 100_000]).unwrap();
+    let relay_window_bytes = *rng.pick(&[1, 300, 5_000]).unwrap();
     let mut world = World {
         rng,
         schedule: Schedule::new(),
@@ -93,9 +114,12 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Work {
         next_link: 0,
         delay_max,
         faults: true,
-        limits: Limits { credit_bytes: 100_000, credit_messages },
+        limits: Limits { credit_bytes, credit_messages, relay_window_bytes },
         bug,
+        cut: BTreeSet::new(),
         once: ExactlyOnce::default(),
+        pauses: Pauses::default(),
+        waiting: BTreeSet::new(),
         work: Work::default(),
     };
     world.begin();
@@ -115,7 +139,7 @@ impl World {
         for (n, i) in &view.members {
             self.start(Identity::new(*n, *i));
         }
-        for event in [Event::Send, Event::Dial, Event::Break, Event::Decide] {
+        for event in [Event::Send, Event::Dial, Event::Break, Event::Cut, Event::Pause, Event::Decide] {
             self.schedule.at(Instant(0), event);
         }
     }
@@ -126,7 +150,7 @@ impl World {
             machine.plant(bug);
         }
         let view = Arc::new(View::empty(ClusterId::from_bytes([1; 16])));
-        self.processes.insert(who, Process { machine, view, installed: 0 });
+        self.processes.insert(who, Process { machine, view, installed: 0, tick_at: None });
         let at = self.later();
         self.schedule.at(at, Event::Install { who });
     }
@@ -165,6 +189,16 @@ impl World {
                 self.break_one();
                 self.again(900, Event::Break);
             }
+            Event::Cut => {
+                self.cut_pair();
+                self.again(1_500, Event::Cut);
+            }
+            Event::Heal { pair } => drop(self.cut.remove(&pair)),
+            Event::Pause if self.faults => {
+                self.pause(now);
+                self.again(400, Event::Pause);
+            }
+            Event::Pause => {}
             Event::Decide => {
                 self.decide();
                 self.again(3_000, Event::Decide);
@@ -173,7 +207,12 @@ impl World {
             Event::Up { link, end } => self.up(now, link, end),
             Event::Down { link, end } => self.down(now, link, end),
             Event::Arrive { link, to } => self.arrive(now, link, to),
-            Event::Tick { who } => self.input(now, who, Input::Tick),
+            Event::Tick { who } => {
+                if let Some(process) = self.processes.get_mut(&who).filter(|p| p.tick_at == Some(now)) {
+                    process.tick_at = None;
+                    self.input(now, who, Input::Tick);
+                }
+            }
         }
     }
 
@@ -200,7 +239,10 @@ impl World {
                     self.once.on_sent((from, to, service));
                     self.work.sent += 1;
                 }
-                Err(quorate_membership::SendError::Full(_)) => self.work.full += 1,
+                Err(quorate_membership::SendError::Full(_)) => {
+                    self.work.full += 1;
+                    self.waiting.insert((from, to));
+                }
                 Err(_) => {}
             }
             self.carry_out(now, from, out);
@@ -209,7 +251,8 @@ impl World {
 
     fn dial(&mut self, from: Identity, to: Identity) {
         let between = self.pipes.values().filter(|p| p.ends.contains(&from) && p.ends.contains(&to)).count();
-        if from.node == to.node || LINKS_PER_PAIR_MAX <= between {
+        let pair = (from.node.min(to.node), from.node.max(to.node));
+        if from.node == to.node || LINKS_PER_PAIR_MAX <= between || self.cut.contains(&pair) {
             return;
         }
         self.next_link += 1;
@@ -249,6 +292,30 @@ impl World {
         let at = at.max(pipe.last_at[side]);
         pipe.last_at[side] = at;
         self.schedule.at(at, Event::Arrive { link, to });
+    }
+
+    /// A pair loses its direct path for a while.
+    fn cut_pair(&mut self) {
+        let (a, b) = (self.any_process().node, self.any_process().node);
+        let pair = (a.min(b), a.max(b));
+        if a == b || !self.cut.insert(pair) {
+            return;
+        }
+        let between = |p: &&Pipe| p.ends.iter().all(|e| e.node == a || e.node == b);
+        let links: Vec<LinkId> = self.pipes.iter().filter(|(_, p)| between(p)).map(|(l, _)| *l).collect();
+        links.into_iter().for_each(|l| self.break_link(l));
+        let at =
+            self.schedule.now() + self.rng.duration(Duration::from_millis(50), Duration::from_millis(6_000));
+        self.schedule.at(at, Event::Heal { pair });
+    }
+
+    /// A service of a process stops taking messages, or goes on.
+    fn pause(&mut self, now: Instant) {
+        let who = self.any_process();
+        let service = ServiceId(1 + self.rng.below(2) as u8);
+        let paused = self.pauses.turn(who, service);
+        self.work.pauses += u64::from(paused);
+        self.input(now, who, Input::Paused { service, paused });
     }
 
     fn break_one(&mut self) {
@@ -350,7 +417,12 @@ impl World {
         let Some(process) = self.processes.get_mut(&who) else { return };
         let mut out = Vec::new();
         process.machine.handle(now, input, &mut out);
-        if let Some(at) = process.machine.next_deadline() {
+        let peers = self.views.last().unwrap().members.iter().map(|(n, i)| Identity::new(*n, *i));
+        bounded::after_step(&process.machine, peers, self.limits);
+        if let Some(at) = process.machine.next_deadline().map(|at| at.max(now))
+            && process.tick_at.is_none_or(|planned| at < planned)
+        {
+            process.tick_at = Some(at);
             self.schedule.at(at, Event::Tick { who });
         }
         self.carry_out(now, who, out);
@@ -359,7 +431,12 @@ impl World {
     fn carry_out(&mut self, now: Instant, who: Identity, out: Vec<Output>) {
         for output in out {
             match output {
-                Output::Transmit { link, bytes } => {
+                Output::Ready { peer } => {
+                    self.work.ready += 1;
+                    self.waiting.remove(&(who, peer));
+                }
+                Output::Forward { .. } if self.rng.chance_ppm(20_000) => {}
+                Output::Transmit { link, bytes } | Output::Forward { link, bytes } => {
                     let Some(pipe) = self.pipes.get_mut(&link).filter(|p| !p.broken) else { continue };
                     let side = usize::from(who == pipe.ends[0]);
                     pipe.queues[side].push_back(bytes);
@@ -371,6 +448,8 @@ impl World {
                 Output::Deliver { from, service, epoch, payload } => {
                     let view = self.processes[&who].view.clone();
                     epochs::on_delivered(who, &view, from, epoch);
+                    self.pauses.on_delivered(who, service);
+                    self.work.relayed += u64::from(self.processes[&who].machine.relayed_by(from).is_some());
                     let number = u64::from_le_bytes(*payload.first_chunk().unwrap());
                     self.once.on_delivered((from, who, service.0), number);
                     self.work.held += u64::from(epoch < view.epoch);
@@ -387,20 +466,36 @@ impl World {
         let _ = now;
     }
 
-    /// Phase two: no more faults; one connection per pair; everything that was sent must arrive.
+    /// Phase two: no more faults; connections are made again; everything that was sent must arrive.
     fn heal(&mut self) {
         self.faults = false;
+        for (who, service) in self.pauses.all() {
+            let paused = self.pauses.turn(who, service);
+            self.input(PHASE_ONE, who, Input::Paused { service, paused });
+        }
         let links: Vec<LinkId> = self.pipes.keys().copied().collect();
         links.into_iter().for_each(|l| self.break_link(l));
         self.steps(PHASE_ONE + Duration::from_secs(10));
         let last = self.views.last().cloned().unwrap();
         let members: Vec<Identity> = last.members.iter().map(|(n, i)| Identity::new(*n, *i)).collect();
-        for (i, a) in members.iter().enumerate() {
-            for b in members.iter().skip(i + 1) {
-                self.dial(*a, *b);
+        // A driver dials as long as there is no connection.
+        for second in 11..60 {
+            for (i, a) in members.iter().enumerate() {
+                for b in members.iter().skip(i + 1) {
+                    let between = |p: &Pipe| !p.broken && p.ends.contains(a) && p.ends.contains(b);
+                    if !self.pipes.values().any(between) {
+                        self.dial(*a, *b);
+                    }
+                }
             }
+            self.steps(PHASE_ONE + Duration::from_secs(second));
         }
-        self.steps(PHASE_ONE + Duration::from_secs(600));
+        self.steps(PHASE_ONE + Duration::from_secs(200));
         self.once.at_end(|who| last.contains(who));
+        for (who, peer) in &self.waiting {
+            let both = last.contains(*who) && last.contains(*peer);
+            assert!(!both, "ready: {who} still waits to send to {peer}");
+        }
+        self.work.forwarded = self.processes.values().map(|p| p.machine.forwarded()).sum();
     }
 }
