@@ -28,7 +28,7 @@ pub use face::{
 };
 pub use ids::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId, UuidError};
 pub use lease::Lease;
-pub use proof::{Accept, Ballot, ChainError, Decision, verify_chain};
+pub use proof::{Accept, Ballot, ChainError, Decision, verify_chain, verify_chain_with};
 pub use quorum::{
     EXPECTED_VOTES_MAX, NODE_VOTES_MAX, QuorumOptions, Tally, TieBreaker, WINDOW_MS_MAX, WINDOW_MS_MIN,
 };

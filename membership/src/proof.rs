@@ -1,6 +1,6 @@
 //! Decided records with the accepts that prove them, and the check a storage server makes (R9).
 
-use crate::{Epoch, Identity, NodeId, StateId, View, VoterSet};
+use crate::{Cause, Epoch, Identity, NodeId, StateId, View, VoterSet};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -60,6 +60,12 @@ pub enum ChainError {
         /// The record.
         epoch: Epoch,
     },
+    /// The record was forced by a person: no majority stands behind it.
+    #[error("epoch {epoch} was forced by a person, not decided by a majority")]
+    Forced {
+        /// The record.
+        epoch: Epoch,
+    },
     /// The accepts of this record are no majority of the record before it.
     #[error("the accepts of epoch {epoch} are no majority of the voters before it")]
     NoMajority {
@@ -80,6 +86,21 @@ pub fn verify_chain<'a>(
     voters: &VoterSet,
     chain: &'a [Decision],
 ) -> Result<Option<&'a View>, ChainError> {
+    verify_chain_with(cluster, epoch, voters, chain, None)
+}
+
+/// As [`verify_chain`], but the record of epoch `forced` may be one that a person forced: a person says so here too.
+/// It must be accepted by a majority of its own voters, so that it is whole.
+///
+/// # Errors
+/// The first link that does not hold.
+pub fn verify_chain_with<'a>(
+    cluster: crate::ClusterId,
+    epoch: Epoch,
+    voters: &VoterSet,
+    chain: &'a [Decision],
+    forced: Option<Epoch>,
+) -> Result<Option<&'a View>, ChainError> {
     let mut at = epoch;
     let mut voters = voters;
     let mut newest = None;
@@ -96,7 +117,12 @@ pub fn verify_chain<'a>(
         if ballots.any(|b| Some(b) != first) {
             return Err(ChainError::MixedBallots { epoch: view.epoch });
         }
-        if !voters.has_majority(decision.accepts.iter().map(|(n, a)| (n, &a.state))) {
+        let is_forced = matches!(view.cause, Cause::Forced { .. });
+        if is_forced && forced != Some(view.epoch) {
+            return Err(ChainError::Forced { epoch: view.epoch });
+        }
+        let voters_before = if is_forced { &view.voters } else { voters };
+        if !voters_before.has_majority(decision.accepts.iter().map(|(n, a)| (n, &a.state))) {
             return Err(ChainError::NoMajority { epoch: view.epoch });
         }
         at = view.epoch;

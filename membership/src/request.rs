@@ -1,7 +1,8 @@
 //! What a member can ask the cluster to decide, and why it may refuse.
 
 use crate::{
-    Epoch, Identity, NodeId, ResourceId, RosterEntry, Safety, ServerEntry, ServerId, StateId, VoterSet,
+    Epoch, Identity, NodeId, QuorumOptions, ResourceId, RosterEntry, Safety, ServerEntry, ServerId, StateId,
+    VoterSet,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,27 @@ pub enum Request {
     RemoveNode(NodeId),
     /// Change who votes. Each new voter must be a member, with the state it announced.
     SetVoters(VoterSet),
+    /// Change the quorum options; the voter set follows in a record of its own.
+    SetQuorum(QuorumOptions),
+    /// Put another machine in the place of a node whose state is lost: its old state directory votes no more, and the new
+    /// key is the node's. The node must not be a member.
+    Replace(NodeId, RosterEntry),
+    /// Let a node use a second key beside the roster's, while its certificate is being replaced.
+    Renew {
+        /// The node.
+        node: NodeId,
+        /// SHA-256 of the new public key.
+        key: [u8; 32],
+    },
+    /// Refuse a key from now on, everywhere. A member that uses it is removed with the same record.
+    Revoke {
+        /// SHA-256 of the public key.
+        key: [u8; 32],
+        /// Why, for the history.
+        reason: String,
+    },
+    /// Trust exactly these CAs (certificates, DER); none: each node trusts the one of its own directory.
+    SetCas(BTreeSet<Vec<u8>>),
     /// Take a storage server in as a fence.
     Enrol(ServerId, ServerEntry),
     /// Give a storage server up for good: its exports are unusable until enrolled afresh (R9).
@@ -169,6 +191,15 @@ pub enum Refusal {
     /// The voter set asked for has no votes, or a majority of it does not hold the newest record.
     #[error("voter set: {0}")]
     Voters(String),
+    /// Quorum options that contradict themselves or the roster.
+    #[error("quorum options: {0}")]
+    Quorum(String),
+    /// The quorum may not be forced.
+    #[error("not forced: {0}")]
+    Force(String),
+    /// A key or CA cannot be trusted or given up.
+    #[error("trust: {0}")]
+    Trust(String),
     /// The proof does not cover what is owed.
     #[error("the proof does not hold for {resource}: {reason}")]
     Unproven {

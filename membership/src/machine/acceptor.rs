@@ -103,7 +103,7 @@ impl Member {
 
     /// How long ago each life that `view` removes was last acknowledged here (R8). An acceptor that restarted, or
     /// installed another voter set, does not know what was acknowledged before by those that counted then.
-    fn acknowledged_ages(&self, view: &View) -> BTreeMap<Identity, u64> {
+    pub(super) fn acknowledged_ages(&self, view: &View) -> BTreeMap<Identity, u64> {
         let floor = self.started.max(self.voters_since.1);
         let tip = self.tip.iter().flat_map(|v| v.identities());
         tip.filter(|who| !view.contains(*who))

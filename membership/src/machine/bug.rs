@@ -29,6 +29,14 @@ pub enum Bug {
     TakesLateRequests,
     /// Decisions are installed with gaps (R4).
     InstallsWithGaps,
+    /// The tie breaker's half a vote is counted on every side (R5).
+    TieBreaksBothSides,
+    /// Last man standing lowers the votes by the word of whoever is left, quorate or not (R5).
+    LowersWithoutQuorum,
+    /// A forced quorum is written down as an ordinary change of voters.
+    ForcesInSilence,
+    /// The cluster's version is raised before everybody speaks it.
+    RaisesVersionEarly,
 }
 
 /// Whether the machine `$m` was told to make mistake `$b`; false in ordinary builds.

@@ -3,11 +3,11 @@
 use super::bug::bug;
 use super::change;
 use super::durable::{Durable, Record};
-use super::io::{Output, StopReason};
+use super::io::{Event, Output, StopReason};
 use super::member::Member;
 use super::wire::{CHAIN_BYTES_MAX, ControlMsg};
 use super::writes::Then;
-use crate::proof::{Decision, verify_chain};
+use crate::proof::{ChainError, Decision, verify_chain};
 use crate::{Cause, Epoch, Identity, NodeId};
 use std::sync::Arc;
 
@@ -115,9 +115,14 @@ impl Member {
             }
             if let Some(tip) = &self.tip {
                 let chain = core::slice::from_ref(&decision);
-                let proven = verify_chain(self.disk.cluster, tip.epoch, &tip.voters, chain).is_ok();
-                if !proven && !self.proof_is_beyond_us() {
-                    return more;
+                match verify_chain(self.disk.cluster, tip.epoch, &tip.voters, chain) {
+                    Err(ChainError::Forced { .. }) if self.believes_forced(&decision) => (),
+                    Err(ChainError::Forced { epoch }) => {
+                        self.event(Event::ForcedElsewhere { from, epoch });
+                        return more;
+                    }
+                    Err(_) if !self.proof_is_beyond_us() => return more,
+                    _ => (),
                 }
             }
             self.install(decision, false);
@@ -128,7 +133,11 @@ impl Member {
 
     /// Deliberate mistakes decide without a majority or with gaps; their records must spread to be caught.
     fn proof_is_beyond_us(&self) -> bool {
-        bug!(self, MajorityOfTheLiving) || bug!(self, InstallsWithGaps)
+        bug!(self, MajorityOfTheLiving)
+            || bug!(self, InstallsWithGaps)
+            || bug!(self, TieBreaksBothSides)
+            || bug!(self, LowersWithoutQuorum)
+            || bug!(self, ForcesInSilence)
     }
 
     /// Makes `decision` the newest record.
@@ -165,6 +174,7 @@ impl Member {
         let Some(tip) = self.tip.clone().filter(|v| !self.is_in(v)) else { return };
         if let Some(known) = tip.lives.get(&self.me.node).copied()
             && self.me.incarnation <= known
+            && !self.is_recorded_witness(&tip)
             && !bug!(self, AdmitsOldLives)
         {
             self.stop(StopReason::RolledBack { known });

@@ -1,10 +1,12 @@
 //! What becomes of a request: a pure function of the record and the request (R6).
 
-use super::change::{following, remove, settle, touch, voters};
+use super::change::{following, remove, settle, touch};
 use super::config::{ATTACHMENTS_MAX, ROSTER_MAX, SERVERS_MAX, VOTERS_MAX};
+use super::{change, voters};
 use crate::{
-    AttachRequest, Attachment, Cause, Epoch, Identity, NodeId, Proof, RESOURCE_NAME_BYTES_MAX, Refusal,
-    Request, ResourceId, ResourceKind, RosterEntry, Safety, ServerId, View, VoterSet,
+    AttachRequest, Attachment, Cause, Epoch, Identity, NodeId, Proof, QuorumOptions, RESOURCE_NAME_BYTES_MAX,
+    Refusal, Request, ResourceId, ResourceKind, Role, RosterEntry, Safety, ServerId, TieBreaker, View,
+    VoterSet,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +30,14 @@ pub fn decide(view: &View, by: Identity, number: u64, request: &Request) -> Resu
         Request::SetRoster(entries) => set_roster(&mut next, entries)?,
         Request::RemoveNode(node) => remove_node(&mut next, *node)?,
         Request::SetVoters(set) => next = set_voters(view, set, cause)?,
+        Request::SetQuorum(options) => set_quorum(&mut next, options)?,
+        Request::Replace(node, entry) => replace(&mut next, *node, entry)?,
+        Request::Renew { node, key } => renew(&mut next, *node, *key)?,
+        Request::Revoke { key, .. } => next = revoke(view, *key, cause)?,
+        Request::SetCas(cas) => {
+            next.trust.cas = cas.clone();
+            trusted(&next)?;
+        }
         Request::Enrol(id, entry) => {
             limit("storage servers", next.servers.len() + 1, SERVERS_MAX)?;
             limit("a server's name in bytes", entry.name.len(), RESOURCE_NAME_BYTES_MAX)?;
@@ -138,11 +148,114 @@ fn leave(view: &View, by: Identity, give_up_vote: bool, cause: Cause) -> Result<
         return Err(Refusal::StillAttached(a.resource.clone()));
     }
     let mut next = remove(view, &BTreeSet::from([by]), cause);
-    if give_up_vote {
-        next.voters.voters.remove(&by.node);
-        sane_voters(&next, &next.voters)?;
+    let others_vote = next.voters.voters.iter().any(|(n, v)| *n != by.node && 0 < v.votes);
+    // The last one to leave keeps its vote: somebody must be able to start the cluster again.
+    if give_up_vote || (view.quorum.allow_downscale && others_vote) {
+        let mut set = next.voters.clone();
+        set.voters.remove(&by.node);
+        voters::in_line(&next, &mut set);
+        sane_voters(&next, &set)?;
+        next.voters = set;
     }
     Ok(next)
+}
+
+fn set_quorum(next: &mut View, options: &QuorumOptions) -> Result<(), Refusal> {
+    let bad = |why: &str| Err(Refusal::Quorum(why.into()));
+    if let Some(fault) = options.fault() {
+        return bad(fault);
+    }
+    let listed: Vec<NodeId> = match &options.tie_breaker {
+        Some(TieBreaker::List(nodes)) => nodes.clone(),
+        _ => Vec::new(),
+    };
+    if let Some(node) = options.votes.keys().chain(&listed).find(|n| !next.roster.contains_key(n)) {
+        return Err(Refusal::Node { node: *node, reason: "it is not in the roster".into() });
+    }
+    if options.tie_breaker.is_none() && next.quorum.tie_breaker.is_some() {
+        next.voters.tie_breaker = None;
+    }
+    next.quorum = options.clone();
+    let mut set = next.voters.clone();
+    voters::in_line(next, &mut set);
+    if set.voters.values().all(|v| v.votes == 0) {
+        return bad("nobody would have a vote");
+    }
+    let sum = set.voters.values().fold(0_u32, |sum, v| sum.saturating_add(v.votes));
+    if 2 * u64::from(sum) <= u64::from(set.expected) {
+        return bad("the voters together would not have the expected quorum");
+    }
+    Ok(())
+}
+
+/// Another machine under the same id. What the lost directory promised is gone with it, so it must never vote again.
+fn replace(next: &mut View, node: NodeId, entry: &RosterEntry) -> Result<(), Refusal> {
+    if let Some(life) = next.identity(node) {
+        return Err(Refusal::Node {
+            node,
+            reason: format!("{life} is a member and must leave or fail first"),
+        });
+    }
+    if !next.roster.contains_key(&node) {
+        return Err(Refusal::Node { node, reason: "it is not in the roster: add it".into() });
+    }
+    set_roster(next, &BTreeMap::from([(node, entry.clone())]))?;
+    next.trust.renewals.remove(&node);
+    let mut set = next.voters.clone();
+    set.voters.remove(&node);
+    voters::in_line(next, &mut set);
+    sane_voters(next, &set)?;
+    next.voters = set;
+    Ok(())
+}
+
+fn renew(next: &mut View, node: NodeId, key: [u8; 32]) -> Result<(), Refusal> {
+    let Some(entry) = next.roster.get(&node) else {
+        return Err(Refusal::Node { node, reason: "it is not in the roster".into() });
+    };
+    if entry.key == key {
+        next.trust.renewals.remove(&node);
+        return Ok(());
+    }
+    next.trust.renewals.insert(node, key);
+    trusted(next)
+}
+
+fn revoke(view: &View, key: [u8; 32], cause: Cause) -> Result<View, Refusal> {
+    let node = view.roster.iter().find(|(_, e)| e.key == key).map(|(n, _)| *n);
+    let member = node.and_then(|n| view.identity(n));
+    // A member whose second key is good already goes on with that one.
+    let stays = node.is_some_and(|n| view.trust.renewals.contains_key(&n));
+    let out: BTreeSet<Identity> = member.into_iter().filter(|_| !stays).collect();
+    let mut next = remove(view, &out, cause);
+    if let Some(node) = node
+        && let Some(renewed) = next.trust.renewals.remove(&node)
+        && let Some(entry) = next.roster.get_mut(&node)
+    {
+        entry.key = renewed;
+    }
+    next.trust.renewals.retain(|_, k| *k != key);
+    next.trust.revoked.insert(key);
+    trusted(&next)?;
+    Ok(next)
+}
+
+/// Whether the keys and CAs of a record go together.
+fn trusted(view: &View) -> Result<(), Refusal> {
+    if let Some(fault) = view.trust.fault() {
+        return Err(Refusal::Trust(fault.into()));
+    }
+    let taken = |node: &NodeId, key: &[u8; 32]| {
+        view.roster.iter().any(|(n, e)| n != node && e.key == *key)
+            || view.trust.renewals.iter().any(|(n, k)| n != node && k == key)
+    };
+    if let Some((node, _)) = view.trust.renewals.iter().find(|(n, k)| taken(n, k)) {
+        return Err(Refusal::Trust(format!("the new key of node {node} is another node's")));
+    }
+    match view.trust.renewals.iter().find(|(_, k)| view.trust.revoked.contains(*k)) {
+        Some((node, _)) => Err(Refusal::Trust(format!("the new key of node {node} is revoked"))),
+        None => Ok(()),
+    }
 }
 
 fn set_roster(next: &mut View, entries: &BTreeMap<NodeId, RosterEntry>) -> Result<(), Refusal> {
@@ -163,6 +276,21 @@ fn set_roster(next: &mut View, entries: &BTreeMap<NodeId, RosterEntry>) -> Resul
         limit("a node's address in bytes", longest, RESOURCE_NAME_BYTES_MAX)?;
         limit("a node's addresses", entry.addresses.len(), 8)?;
     }
+    for (node, entry) in entries {
+        let was = next.roster.get(node).map(|e| e.role);
+        let turns = was.is_some_and(|r| (r == Role::Witness) != (entry.role == Role::Witness));
+        if turns && next.lives.contains_key(node) {
+            let reason =
+                "a node that ran cannot become a witness, nor a witness a node: remove it and add another id";
+            return Err(Refusal::Node { node: *node, reason: reason.into() });
+        }
+        if next.trust.revoked.contains(&entry.key) {
+            return Err(Refusal::Trust(format!("the key of node {node} is revoked")));
+        }
+        if next.trust.renewals.get(node) == Some(&entry.key) {
+            next.trust.renewals.remove(node);
+        }
+    }
     next.roster.extend(entries.iter().map(|(n, e)| (*n, e.clone())));
     limit("nodes in the roster", next.roster.len(), ROSTER_MAX)
 }
@@ -172,20 +300,33 @@ fn remove_node(next: &mut View, node: NodeId) -> Result<(), Refusal> {
         return Err(Refusal::Node { node, reason: format!("{life} is a member and must leave first") });
     }
     next.roster.remove(&node);
-    next.voters.voters.remove(&node);
-    let voters = next.voters.clone();
-    sane_voters(next, &voters)
+    next.nonces.remove(&node);
+    next.trust.renewals.remove(&node);
+    next.quorum.votes.remove(&node);
+    if let Some(TieBreaker::List(nodes)) = &mut next.quorum.tie_breaker {
+        nodes.retain(|n| *n != node);
+        if nodes.is_empty() {
+            next.quorum.tie_breaker = None;
+        }
+    }
+    let mut set = next.voters.clone();
+    set.voters.remove(&node);
+    voters::in_line(next, &mut set);
+    sane_voters(next, &set)?;
+    next.voters = set;
+    Ok(())
 }
 
 fn set_voters(view: &View, set: &VoterSet, cause: Cause) -> Result<View, Refusal> {
     for (node, voter) in &set.voters {
         let stays = view.voters.voters.get(node).is_some_and(|v| v.state == voter.state);
-        if !stays && !view.members.contains_key(node) {
+        let is_witness = view.roster.get(node).is_some_and(|e| e.role == Role::Witness);
+        if !stays && !is_witness && !view.members.contains_key(node) {
             return Err(Refusal::Node { node: *node, reason: "a new voter must be a member".into() });
         }
     }
     sane_voters(view, set)?;
-    Ok(voters(view, set.clone(), cause))
+    Ok(change::voters(view, set.clone(), cause))
 }
 
 fn sane_voters(view: &View, set: &VoterSet) -> Result<(), Refusal> {

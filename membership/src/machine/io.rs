@@ -59,6 +59,18 @@ pub enum Input {
         /// Which node.
         node: NodeId,
     },
+    /// A person takes `wait_for_all` back at this node, until the process ends.
+    CancelWaitForAll,
+    /// A person declares that the nodes of `off` are off and gives the rest the quorum. Outside the guarantees. Answered
+    /// by [`Output::RequestDone`].
+    Force {
+        /// Names the answer.
+        id: RequestId,
+        /// Every voter and member that is not heard.
+        off: BTreeSet<NodeId>,
+        /// Who says so, and why: it goes into the record.
+        word: String,
+    },
     /// Whether this node's part of a recovery waits for storage, a fence or quorum (R7); true until said otherwise.
     Waiting(bool),
     /// The time of [`Member::next_deadline`](super::Member::next_deadline) has come. Spurious ticks are no-ops.
@@ -193,6 +205,18 @@ pub enum Event {
     },
     /// Somebody else has a higher ballot.
     Preempted,
+    /// A person forced the quorum here (not decided by a majority).
+    Forced {
+        /// The record.
+        epoch: Epoch,
+    },
+    /// A record that a person forced was offered and is not believed here.
+    ForcedElsewhere {
+        /// By which node it came.
+        from: NodeId,
+        /// Its number.
+        epoch: Epoch,
+    },
     /// A pair of members has no direct path (R3).
     NoPath(NodeId, NodeId),
     /// Members were told to be removed for missing a stage deadline (R7).

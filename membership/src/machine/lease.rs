@@ -33,7 +33,7 @@ impl Member {
             epoch: self.epoch(),
             stored: self.writes.stored,
             state: self.disk.state,
-            wants_in: self.wants_in && !self.is_member(),
+            wants_in: self.wants_in && !self.is_member() && !self.is_witness(),
             hears: self.heard_nodes(),
             waits: self.waits,
             speaks: self.config.speaks,

@@ -11,7 +11,7 @@ use super::stages::Stages;
 use super::wire::ControlMsg;
 use super::writes::Writes;
 use crate::proof::Ballot;
-use crate::{Decision, Epoch, Identity, Incarnation, Instant, NodeId, Rng, View};
+use crate::{Decision, Epoch, Identity, Incarnation, Instant, NodeId, Rng, Role, View};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -41,9 +41,15 @@ pub struct Member {
     /// When the leases of removed lives are over.
     pub(super) over: BTreeMap<Identity, Instant>,
     pub(super) proposer: Proposer,
+    /// The request of a person to force the quorum, while its record is being made durable.
+    pub(super) forcing: Option<super::RequestId>,
     pub(super) requests: Requests,
     pub(super) stages: Stages,
     pub(super) waits: bool,
+    /// Whether `wait_for_all` holds at this node; false after a person took it back.
+    pub(super) waits_for_all: bool,
+    /// Voters that are not here, and since when, at the node that leads.
+    pub(super) absent_voters: BTreeMap<NodeId, Instant>,
     pub(super) wants_in: bool,
     pub(super) heartbeat_at: Instant,
     pub(super) fetch_at: Instant,
@@ -91,9 +97,12 @@ impl Member {
             acks: Acks::default(),
             over: BTreeMap::new(),
             proposer: Proposer::default(),
+            forcing: None,
             requests: Requests::default(),
             stages: Stages::default(),
             waits: false,
+            waits_for_all: true,
+            absent_voters: BTreeMap::new(),
             wants_in: true,
             heartbeat_at: now,
             fetch_at: now,
@@ -222,6 +231,8 @@ impl Member {
             Input::Request { id, request } => self.on_request(id, request),
             Input::LinkLost { node } => self.on_link_lost(node),
             Input::Waiting(waits) => self.waits = waits,
+            Input::CancelWaitForAll => self.waits_for_all = false,
+            Input::Force { id, off, word } => self.on_force(id, &off, word),
             Input::Tick => (),
         }
         self.turn();
@@ -311,6 +322,14 @@ impl Member {
         }
         self.abandon_requests(&reason);
         self.out.push(Output::Stop { reason });
+    }
+
+    /// Whether `view` names exactly this process as the witness it is (R5).
+    pub(super) fn is_recorded_witness(&self, view: &View) -> bool {
+        let is_witness = view.roster.get(&self.me.node).is_some_and(|e| e.role == Role::Witness);
+        is_witness
+            && view.lives.get(&self.me.node) == Some(&self.me.incarnation)
+            && view.nonces.get(&self.me.node) == Some(&self.me.nonce)
     }
 
     /// Whether `view` holds exactly this process.

@@ -7,9 +7,7 @@ use super::io::{Event, Peer};
 use super::member::Member;
 use super::peers::smallest_cover;
 use super::wire::{Answer, ControlMsg};
-use crate::{
-    Cause, Epoch, Identity, NodeId, Proof, Refusal, Request, ResourceId, Role, View, Voter, VoterSet,
-};
+use crate::{Cause, Epoch, Identity, NodeId, Proof, Refusal, Request, ResourceId, Role, View, VoterSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Member {
@@ -21,7 +19,9 @@ impl Member {
             .or_else(|| self.plan_mesh(&tip))
             .or_else(|| self.plan_stages(&tip))
             .or_else(|| self.plan_joins(&tip))
+            .or_else(|| self.plan_witnesses(&tip))
             .or_else(|| self.plan_voters(&tip))
+            .or_else(|| self.plan_version(&tip))
             .or_else(|| self.plan_request(&tip))?;
         assert_eq!(change::fault(&view), None, "a record that must not be proposed");
         Some(view)
@@ -77,8 +77,12 @@ impl Member {
     /// whoever is in (R3).
     fn plan_joins(&mut self, tip: &View) -> Option<View> {
         let inside: BTreeSet<NodeId> = tip.members.keys().copied().collect();
+        if inside.is_empty() && tip.quorum.wait_for_all && self.waits_for_all && !self.all_votes_are_here(tip)
+        {
+            return None;
+        }
         let fits = |who: Identity| {
-            tip.roster.contains_key(&who.node)
+            tip.roster.get(&who.node).is_some_and(|e| e.role != Role::Witness)
                 && !inside.contains(&who.node)
                 && (bug!(self, AdmitsOldLives)
                     || tip.lives.get(&who.node).is_none_or(|l| *l < who.incarnation))
@@ -112,32 +116,8 @@ impl Member {
         Some(change::join(tip, &lives))
     }
 
-    /// Voters by role, once enough of them have stored the newest record. A change to an even number waits for the
-    /// rest of the roster: it would tolerate no more failures and need more votes.
-    fn plan_voters(&mut self, tip: &View) -> Option<View> {
-        if !self.config.admits_voters {
-            return None;
-        }
-        let meant: BTreeSet<NodeId> =
-            tip.roster.iter().filter(|(_, e)| e.role == Role::Voter).map(|(n, _)| *n).collect();
-        let mut set = tip.voters.clone();
-        for node in meant.iter().filter(|n| tip.members.contains_key(n)) {
-            if let Some(state) = self.state_of_member(tip, *node) {
-                let votes = set.voters.get(node).map_or(1, |v| v.votes);
-                set.voters.insert(*node, Voter { state, votes });
-            }
-        }
-        let count = set.voters.len();
-        let settled = count == tip.voters.voters.len() || count % 2 == 1 || count == meant.len();
-        if set == tip.voters || !settled || super::config::VOTERS_MAX < count || !self.is_stored_by(tip, &set)
-        {
-            return None;
-        }
-        Some(change::voters(tip, set, Cause::Voters))
-    }
-
     /// The state directory that a member announced.
-    fn state_of_member(&self, tip: &View, node: NodeId) -> Option<crate::StateId> {
+    pub(super) fn state_of_member(&self, tip: &View, node: NodeId) -> Option<crate::StateId> {
         let who = tip.identity(node)?;
         if who == self.me.identity() {
             return Some(self.disk.state);
@@ -146,7 +126,7 @@ impl Member {
     }
 
     /// Whether a majority of `set` has stored the newest record (R4).
-    fn is_stored_by(&self, tip: &View, set: &VoterSet) -> bool {
+    pub(super) fn is_stored_by(&self, tip: &View, set: &VoterSet) -> bool {
         let mut have: BTreeMap<NodeId, crate::StateId> = self
             .live_lives()
             .filter_map(|(who, l)| l.beat.as_ref().map(|b| (who.node, b)))

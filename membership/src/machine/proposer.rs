@@ -53,6 +53,11 @@ impl Proposer {
         self.wait_until.into_iter().chain(self.send_again_at).min()
     }
 
+    /// The highest ballot seen anywhere.
+    pub(super) fn seen(&self) -> Ballot {
+        self.seen
+    }
+
     fn give_up(&mut self) {
         self.ballot = None;
         self.promises.clear();
@@ -89,11 +94,13 @@ impl Member {
             return;
         }
         if !self.should_lead() {
+            self.absent_voters.clear();
             self.proposer.leads = false;
             self.proposer.wait_until = None;
             self.proposer.send_again_at = None;
             return;
         }
+        self.note_absent_voters();
         if self.proposer.ballot.is_some_and(|b| b < self.disk.promised) {
             self.lost_ballot();
         }
@@ -139,7 +146,17 @@ impl Member {
             let live = self.live_acceptors();
             return live.len() < 2 * who.keys().filter(|n| live.contains_key(n)).count();
         }
-        tip.voters.has_majority(who)
+        let mut tally = tip.voters.tally(who);
+        if bug!(self, TieBreaksBothSides) {
+            tally.tie_breaker_here = tally.tie_breaker;
+        }
+        if bug!(self, LowersWithoutQuorum) {
+            let mut left = tip.voters.clone();
+            let gone = self.long_absent(tip);
+            left.voters.retain(|n, _| !gone.contains(n));
+            tally = left.tally(who);
+        }
+        tally.is_majority()
     }
 
     fn has_promises(&self) -> bool {
@@ -232,7 +249,7 @@ impl Member {
         }
     }
 
-    fn decided(&mut self, decision: Decision) {
+    pub(super) fn decided(&mut self, decision: Decision) {
         let to: BTreeSet<NodeId> = self.others();
         for node in to {
             self.send(node, ControlMsg::Learn(Box::new(decision.clone())));

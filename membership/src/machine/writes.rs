@@ -4,7 +4,7 @@ use super::bug::bug;
 use super::io::Token;
 use super::member::Member;
 use super::wire::ControlMsg;
-use crate::proof::{Accept, Ballot};
+use crate::proof::{Accept, Ballot, Decision};
 use crate::{Epoch, NodeId};
 use std::collections::BTreeMap;
 
@@ -17,6 +17,8 @@ pub(super) enum Then {
     Accepted { to: NodeId, epoch: Epoch, accept: Accept },
     /// The decision is stored.
     Stored(Epoch),
+    /// The record that a person forced may be told.
+    Forced(Box<Decision>),
 }
 
 /// Tokens given out, and what waits for them.
@@ -85,6 +87,7 @@ impl Member {
             Then::Accepted { to, epoch, accept } => {
                 self.send(to, ControlMsg::Accepted { epoch, accept });
             }
+            Then::Forced(decision) => self.tell_forced(*decision),
             Then::Stored(epoch) => self.writes.stored = self.writes.stored.max(epoch),
         }
     }

@@ -11,11 +11,11 @@ use crate::machine::{
     Versions,
 };
 use crate::{
-    ClusterId, Decision, Epoch, Identity, Incarnation, Instant, NodeId, Request, RequestError, Rng, Role,
-    RosterEntry, StateId, View,
+    ClusterId, Decision, Epoch, Identity, Incarnation, Instant, NodeId, QuorumOptions, Request, RequestError,
+    Rng, Role, RosterEntry, StateId, View,
 };
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What a simulated cluster is like.
@@ -27,6 +27,10 @@ pub struct ClusterConfig {
     pub voters: u32,
     /// So many more never vote.
     pub observers: u32,
+    /// So many more vote and never become members.
+    pub witnesses: u32,
+    /// The quorum options of the first record.
+    pub quorum: QuorumOptions,
     /// The network.
     pub faults: Faults,
     /// Syncs in a million that take long.
@@ -45,6 +49,8 @@ impl ClusterConfig {
             machine: Config::lan(),
             voters: 3,
             observers: 0,
+            witnesses: 0,
+            quorum: QuorumOptions::default(),
             faults: Faults::none(),
             slow_sync_ppm: 0,
             supervised: true,
@@ -134,10 +140,15 @@ impl Cluster {
     #[must_use]
     pub fn new(config: ClusterConfig, mut rng: Rng) -> Self {
         let id = ClusterId::from_bytes(bytes(&mut rng));
-        let count = config.voters + config.observers;
+        let members = config.voters + config.observers;
+        let count = members + config.witnesses;
         let roster: BTreeMap<NodeId, RosterEntry> = (1..=count)
             .map(|n| {
-                let role = if n <= config.voters { Role::Voter } else { Role::Observer };
+                let role = match n {
+                    n if n <= config.voters => Role::Voter,
+                    n if n <= members => Role::Observer,
+                    _ => Role::Witness,
+                };
                 let key = core::array::from_fn(|i| if i == 0 { n as u8 } else { 0 });
                 (NodeId(n), RosterEntry { name: format!("node{n}"), key, role, addresses: Vec::new() })
             })
@@ -147,7 +158,11 @@ impl Cluster {
             .map(|node| {
                 let state = StateId::from_bytes(bytes(&mut rng));
                 let disk = if *node == NodeId(1) {
-                    Durable::create(id, *node, state, roster.clone())
+                    let mut disk = Durable::create(id, *node, state, roster.clone());
+                    if let Some(first) = disk.chain.front_mut() {
+                        first.view.quorum = config.quorum.clone();
+                    }
+                    disk
                 } else {
                     Durable::empty(id, *node, state)
                 };
@@ -257,7 +272,7 @@ impl Cluster {
         let contacts = self.nodes.keys().copied().collect();
         let now = self.local_now(node);
         let (mut machine, bug) = (self.config.machine.clone(), self.config.bug);
-        machine.speaks = self.programs.get(&node).copied().unwrap_or(machine.speaks);
+        machine.speaks = self.program(node);
         let Some(host) = self.nodes.get_mut(&node).filter(|h| h.machine.is_none()) else { return };
         host.process += 1;
         host.old_disk.get_or_insert_with(|| host.disk.clone());
@@ -272,6 +287,12 @@ impl Cluster {
     /// Another version of the program is put on a host; the next process there runs it.
     pub fn set_program(&mut self, node: NodeId, speaks: Versions) {
         self.programs.insert(node, speaks);
+    }
+
+    /// The versions that the program on a host speaks.
+    #[must_use]
+    pub fn program(&self, node: NodeId) -> Versions {
+        self.programs.get(&node).copied().unwrap_or(self.config.machine.speaks)
     }
 
     /// SIGKILL or loss of power: what was not synced is lost, or some of it.
@@ -343,6 +364,21 @@ impl Cluster {
         let id = RequestId(self.requests);
         self.feed(node, Input::Request { id, request });
         Some(id)
+    }
+
+    /// A person at `node` declares that the nodes of `off` are off and gives the rest the quorum.
+    pub fn force(&mut self, node: NodeId, off: BTreeSet<NodeId>, word: &str) -> Option<RequestId> {
+        let host = self.nodes.get(&node)?;
+        host.machine.as_ref().filter(|m| m.stopped().is_none())?;
+        self.requests += 1;
+        let id = RequestId(self.requests);
+        self.feed(node, Input::Force { id, off, word: word.into() });
+        Some(id)
+    }
+
+    /// A person at `node` takes `wait_for_all` back.
+    pub fn cancel_wait_for_all(&mut self, node: NodeId) {
+        self.feed(node, Input::CancelWaitForAll);
     }
 
     /// Does what happens next; false if nothing is to come.

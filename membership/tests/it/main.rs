@@ -7,6 +7,7 @@ mod invariants;
 mod node;
 #[cfg(feature = "driver")]
 mod pki;
+mod quorum;
 mod scenarios;
 mod session;
 mod simulation;

@@ -9,6 +9,7 @@ mod lives;
 mod majority;
 mod one_view;
 mod requests;
+mod version;
 
 use crate::simulation::History;
 use quorate_membership::sim::{Cluster, Happening};
@@ -32,6 +33,7 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(lives::Lives::default()),
         Box::new(attachment_owners::AttachmentOwners::default()),
         Box::new(majority::Majority::default()),
+        Box::new(version::Version::default()),
         Box::new(durable_votes::DurableVotes::default()),
     ]
 }

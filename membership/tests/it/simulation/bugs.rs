@@ -77,3 +77,23 @@ fn taking_late_requests_is_caught() {
 fn installing_with_gaps_is_caught() {
     caught(Bug::InstallsWithGaps, &["gaps"]);
 }
+
+#[test]
+fn a_tie_breaker_counted_on_both_sides_is_caught() {
+    caught(Bug::TieBreaksBothSides, &["majority", "one_view"]);
+}
+
+#[test]
+fn votes_lowered_by_a_side_that_is_not_quorate_are_caught() {
+    caught(Bug::LowersWithoutQuorum, &["majority", "one_view"]);
+}
+
+#[test]
+fn a_quorum_forced_without_a_word_in_the_record_is_caught() {
+    caught(Bug::ForcesInSilence, &["majority"]);
+}
+
+#[test]
+fn a_version_raised_before_all_speak_it_is_caught() {
+    caught(Bug::RaisesVersionEarly, &["version"]);
+}

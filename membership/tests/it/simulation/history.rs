@@ -3,7 +3,7 @@
 use super::Report;
 use quorate_membership::machine::RequestId;
 use quorate_membership::sim::{Cluster, Happening};
-use quorate_membership::{Cause, Decision, Epoch, Identity, Request, RequestError, View};
+use quorate_membership::{Cause, Decision, Epoch, Identity, Request, RequestError, Role, View};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ pub(crate) struct History {
     /// The machine's own number of each request that it took.
     pub(crate) numbers: BTreeMap<RequestId, u64>,
     counts: BTreeMap<Identity, u64>,
+    /// How often a person forced the quorum.
+    pub(crate) forces: usize,
     pub(crate) open: BTreeMap<RequestId, (Identity, Request)>,
     applied: usize,
     refused: usize,
@@ -73,8 +75,11 @@ impl History {
     pub(crate) fn is_healed(&self, cluster: &Cluster) -> bool {
         let Some(newest) = self.newest() else { return false };
         let together = cluster.nodes().all(|(node, host)| {
-            cluster.is_quorate(node)
-                && host.member().is_some_and(|m| newest.contains(m.me()) && m.view() == Some(newest))
+            let is_witness = newest.roster.get(&node).is_some_and(|e| e.role == Role::Witness);
+            let well = host.member().is_some_and(|m| m.view() == Some(newest));
+            (is_witness && well)
+                || cluster.is_quorate(node)
+                    && host.member().is_some_and(|m| newest.contains(m.me()) && m.view() == Some(newest))
         });
         together && newest.debts.is_empty() && self.open.is_empty()
     }
@@ -84,8 +89,9 @@ impl History {
         for (node, host) in cluster.nodes() {
             let m = host.member();
             text += &format!(
-                "\nnode {node}: {:?} epoch {:?} quorate {} leader {:?} hears {:?} stopped {:?} paused {}",
+                "\nnode {node}: {:?} state {} epoch {:?} quorate {} leader {:?} hears {:?} stopped {:?} paused {}",
                 m.map(|m| m.me()),
+                host.disk.state,
                 m.and_then(|m| m.view()).map(|v| v.epoch),
                 cluster.is_quorate(node),
                 m.and_then(|m| m.leader()),

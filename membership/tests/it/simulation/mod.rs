@@ -13,7 +13,7 @@ use crate::invariants;
 use faults::FaultPlan;
 use quorate_membership::machine::{Bug, Config};
 use quorate_membership::sim::{Cluster, ClusterConfig, Faults, Happening};
-use quorate_membership::{Instant, Rng};
+use quorate_membership::{Instant, QuorumOptions, Rng, TieBreaker};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -90,18 +90,41 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Result<Report, String> {
     let mut rng = Rng::new(seed);
     let voters = *rng.pick(&[3, 3, 3, 4, 5]).unwrap();
     let observers = u32::from(rng.chance_ppm(250_000));
+    // Of their own, so that seeds known from earlier stay what they were.
+    let mut options = Rng::new(seed ^ 0x71_75_6f_72_75_6d);
+    // What finds the older mistakes is not disturbed by options.
+    let plain = bug.is_some_and(|b| {
+        !matches!(
+            b,
+            Bug::TieBreaksBothSides
+                | Bug::LowersWithoutQuorum
+                | Bug::ForcesInSilence
+                | Bug::RaisesVersionEarly
+        )
+    });
+    let witnesses = u32::from(!plain && voters < 5 && options.chance_ppm(200_000));
+    let mut quorum =
+        if plain { QuorumOptions::default() } else { users::quorum_options(&mut options, voters) };
+    match bug {
+        Some(Bug::TieBreaksBothSides) => quorum.tie_breaker = Some(TieBreaker::Lowest),
+        Some(Bug::LowersWithoutQuorum) => quorum.last_man_standing_ms = Some(2_000),
+        _ => (),
+    }
+    let upgrades = !plain && (bug == Some(Bug::RaisesVersionEarly) || options.chance_ppm(300_000));
     let config = ClusterConfig {
         machine: Config { stage_deadline: Duration::from_secs(8), ..Config::lan() },
         voters,
         observers,
+        witnesses,
+        quorum,
         faults: Faults::drawn(&mut rng),
         slow_sync_ppm: *rng.pick(&[0, 0, 1_000, 50_000]).unwrap(),
         supervised: true,
         bug,
     };
     let mut world = World::new(config, rng.child());
-    let mut users = Users::new(rng.child());
-    let mut faults = FaultPlan::new(rng.child());
+    let mut users = Users::new(rng.child(), !plain);
+    let mut faults = FaultPlan::new(rng.child(), upgrades, !plain);
     world.cluster.start_all();
 
     // Phase 1: faults, and users that ask for all kinds of changes.
@@ -121,6 +144,16 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Result<Report, String> {
         let next = world.cluster.now() + Duration::from_millis(50);
         world.run_until(next)?;
         users.clean_up(&mut world);
+        let waits_in_vain = world.history.newest().is_some_and(|v| {
+            v.members.is_empty()
+                && v.quorum.wait_for_all
+                && v.voters.voters.len() < v.voters.all_votes() as usize
+        });
+        if waits_in_vain && end < world.cluster.now() + Duration::from_secs(90) {
+            // Votes that nobody has any more: a person takes `wait_for_all` back.
+            let nodes: Vec<_> = world.cluster.nodes().map(|(n, _)| n).collect();
+            nodes.into_iter().for_each(|n| world.cluster.cancel_wait_for_all(n));
+        }
         if world.history.is_healed(&world.cluster) {
             healed = Some(world.cluster.now());
         }

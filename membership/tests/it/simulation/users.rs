@@ -3,24 +3,52 @@
 use super::World;
 use quorate_membership::sim::Happening;
 use quorate_membership::{
-    AttachRequest, Attachment, NodeId, Proof, Request, ResourceId, ResourceKind, Rng, Safety, ServerEntry,
-    ServerId, View,
+    AttachRequest, Attachment, NodeId, Proof, QuorumOptions, Request, ResourceId, ResourceKind, Rng, Safety,
+    ServerEntry, ServerId, TieBreaker, View,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+/// Options under which `voters` voters can still be a cluster when all of them are well.
+pub(crate) fn quorum_options(rng: &mut Rng, voters: u32) -> QuorumOptions {
+    let mut options = QuorumOptions::default();
+    if rng.chance_ppm(400_000) {
+        return options;
+    }
+    if rng.chance_ppm(300_000) {
+        options.votes.insert(NodeId(1 + rng.below(u64::from(voters)) as u32), rng.below(4) as u32);
+    }
+    if rng.chance_ppm(200_000) {
+        options.expected_votes = voters;
+    }
+    options.wait_for_all = rng.chance_ppm(300_000);
+    options.allow_downscale = rng.chance_ppm(300_000);
+    options.tie_breaker = match rng.below(5) {
+        0 => Some(TieBreaker::Lowest),
+        1 => Some(TieBreaker::Highest),
+        2 => Some(TieBreaker::List(vec![NodeId(2), NodeId(1)])),
+        _ => None,
+    };
+    if rng.chance_ppm(400_000) {
+        options.last_man_standing_ms = Some(1_000 + rng.below(4_000) as u32);
+    }
+    options
+}
 
 /// The users.
 pub(crate) struct Users {
     rng: Rng,
     busy_ppm: u32,
+    /// Whether they change the quorum options.
+    options: bool,
 }
 
 const SPACES: [&str; 2] = ["a", "b"];
 
 impl Users {
-    pub(crate) fn new(mut rng: Rng) -> Self {
+    pub(crate) fn new(mut rng: Rng, options: bool) -> Self {
         let busy_ppm = *rng.pick(&[100_000, 400_000, 900_000]).unwrap();
-        Self { rng, busy_ppm }
+        Self { rng, busy_ppm, options }
     }
 
     /// Each node's user perhaps asks for something.
@@ -61,6 +89,10 @@ impl Users {
                 Some(Request::Evict { who, reason: "a user's whim".into() })
             }
             92..94 => Some(Request::Leave { give_up_vote: false }),
+            94..95 if self.options => {
+                let voters = u32::try_from(view.voters.voters.len()).unwrap();
+                Some(Request::SetQuorum(quorum_options(&mut self.rng, voters)))
+            }
             94..97 => {
                 let id = ServerId::from_bytes([self.rng.below(2) as u8; 16]);
                 if self.rng.chance_ppm(800_000) {
