@@ -4,64 +4,9 @@
 //! manager of one node.
 
 use crate::{ConvertRequest, LockRequest, Mode, UnlockRequest};
-use core::fmt;
 use quorate_membership::{BoxFuture, Epoch, NodeId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-
-/// The longest name of a resource, in bytes. Names are bytes, not text; the empty one is allowed.
-pub const NAME_BYTES_MAX: usize = 64;
-
-/// The name of a resource within its lockspace.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub struct LockName(Box<[u8]>);
-
-/// A name of more than [`NAME_BYTES_MAX`] bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a resource name of {0} bytes is above the limit of {NAME_BYTES_MAX}")]
-pub struct NameTooLong(pub usize);
-
-impl LockName {
-    /// Checks the length.
-    ///
-    /// # Errors
-    /// The name is too long.
-    pub fn new(bytes: &[u8]) -> Result<Self, NameTooLong> {
-        if NAME_BYTES_MAX < bytes.len() { Err(NameTooLong(bytes.len())) } else { Ok(Self(bytes.into())) }
-    }
-
-    /// The bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl TryFrom<Vec<u8>> for LockName {
-    type Error = NameTooLong;
-    fn try_from(bytes: Vec<u8>) -> Result<Self, NameTooLong> {
-        Self::new(&bytes)
-    }
-}
-
-impl From<LockName> for Vec<u8> {
-    fn from(name: LockName) -> Self {
-        name.0.into_vec()
-    }
-}
-
-impl fmt::Debug for LockName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\"", self.0.escape_ascii())
-    }
-}
-
-impl fmt::Display for LockName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.escape_ascii())
-    }
-}
 
 /// The bytes that live with a resource as long as anybody holds a lock on it. The size is the lockspace's (32 by default).
 pub type ValueBlock = Vec<u8>;
@@ -194,6 +139,9 @@ pub enum LockError {
     /// The lockspace is stopped on this node.
     #[error("the lockspace is stopped on this node")]
     Stopped,
+    /// This node has as many locks in the lockspace as can be numbered: millions in each of its sixteen shards.
+    #[error("this node has as many locks in the lockspace as can be numbered")]
+    Full,
 }
 
 /// Told what becomes of a lock. Calls for one lock come one at a time; they must not block, and may come before the call

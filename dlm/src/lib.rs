@@ -63,12 +63,15 @@ mod dump;
 pub mod local;
 mod machine;
 mod mode;
+mod name;
+mod names;
 pub mod posix;
 mod request;
 #[cfg(feature = "service")]
 pub mod service;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod slots;
 mod stats;
 mod table;
 mod take;
@@ -76,11 +79,12 @@ mod wire;
 
 pub use api::{
     Completion, FencingToken, Grant, Holder, JoinError, LockCallbacks, LockError, LockId, LockManager,
-    LockName, Lockspace, LockspaceOptions, NAME_BYTES_MAX, NameTooLong, Range, ValueBlock,
+    Lockspace, LockspaceOptions, Range, ValueBlock,
 };
 pub use driver::Dlm;
 pub use dump::{ElsewhereDump, LockDump, LockspaceDump, ResourceDump};
 pub use mode::Mode;
+pub use name::{LockName, NAME_BYTES_MAX, NameTooLong};
 pub use request::{ConvertRequest, Flags, LockRequest, UnlockRequest};
 pub use stats::{LockspaceStats, WAIT_BUCKETS, WaitHistogram};
 pub use take::{Take, TakeError, Taken, Taking};

@@ -20,7 +20,7 @@ use quorate_membership::{
 };
 use space::{Handle, Space};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 /// How long to wait before a proposal is made again.
@@ -43,7 +43,6 @@ pub struct Dlm {
     runtime: Arc<dyn Runtime>,
     outgoing: Arc<Outgoing>,
     spaces: Mutex<Spaces>,
-    next_id: AtomicU64,
     is_thawing: AtomicBool,
     /// Told when a view came, a shard got further, or all is over.
     changed: Event,
@@ -80,7 +79,6 @@ impl Dlm {
             membership: membership.clone(),
             runtime: runtime.clone(),
             spaces: Mutex::default(),
-            next_id: AtomicU64::new(1),
             is_thawing: AtomicBool::new(false),
             changed: Event::new(),
             timer: Event::new(),

@@ -4,6 +4,7 @@ use super::Dlm;
 use crate::deliver::{Call, Delivery, HasOutbox, Outbox, deliver, lock};
 use crate::machine::map::{SHARDS, bucket_of, shard_of};
 use crate::machine::shard::{Input, Output, Shard, ShardConfig, SpaceView};
+use crate::slots::{LockTable, Numbers, shard_of_lock};
 use crate::table::name_hash;
 use crate::wire::Frame;
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     LockspaceDump, LockspaceOptions, LockspaceStats, Mode, UnlockRequest,
 };
 use quorate_membership::{Epoch, Identity, Instant, NodeId, View};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -28,7 +29,9 @@ pub(super) struct Space {
 /// A shard with those who are to be told.
 struct Entered {
     machine: Shard,
-    callbacks: BTreeMap<u64, Arc<dyn LockCallbacks>>,
+    /// Of every number that was given and not given back; `None`: an orphan.
+    callbacks: LockTable<Option<Arc<dyn LockCallbacks>>>,
+    numbers: Numbers,
     outbox: Outbox,
     out: Vec<Output>,
 }
@@ -56,7 +59,8 @@ impl Space {
             let machine = Shard::new(ShardConfig { me, index, value_bytes, weakest_hold });
             Mutex::new(Entered {
                 machine,
-                callbacks: BTreeMap::new(),
+                callbacks: LockTable::default(),
+                numbers: Numbers::new(index),
                 outbox: Outbox::default(),
                 out: Vec::new(),
             })
@@ -103,7 +107,7 @@ impl Space {
                     entered.call(id, Call::Done(completion));
                 }
                 Output::Orphaned { id } => {
-                    entered.callbacks.remove(&id.0);
+                    entered.callbacks.insert(id.0, None);
                 }
                 Output::Blocking { id, mode } => entered.call(id, Call::Blocking(mode)),
                 Output::Ready { map } => self.on_ready(dlm, index, map),
@@ -115,7 +119,7 @@ impl Space {
         }
         entered.out = out;
         for id in ended {
-            entered.callbacks.remove(&id.0);
+            entered.forget(id);
         }
     }
 
@@ -256,7 +260,9 @@ impl Space {
         for mutex in &self.shards {
             let mut guard = lock(mutex);
             let entered = &mut *guard;
-            for (id, callbacks) in core::mem::take(&mut entered.callbacks) {
+            // Their numbers are not given back: the machine keeps its locks.
+            for (id, callbacks) in entered.callbacks.drain() {
+                let Some(callbacks) = callbacks else { continue };
                 let call = Call::Done(Completion::Stopped);
                 entered.outbox.push(Delivery { callbacks, id: LockId(id), call });
             }
@@ -297,8 +303,15 @@ impl Progress {
 }
 
 impl Entered {
+    /// The lock is gone, and its last call is in the outbox.
+    fn forget(&mut self, id: LockId) {
+        if self.callbacks.remove(&id.0).is_some() {
+            self.numbers.give_back(id);
+        }
+    }
+
     fn call(&mut self, id: LockId, call: Call) {
-        if let Some(callbacks) = self.callbacks.get(&id.0) {
+        if let Some(Some(callbacks)) = self.callbacks.find(&id.0) {
             self.outbox.push(Delivery { callbacks: callbacks.clone(), id, call });
         }
     }
@@ -321,7 +334,7 @@ impl Handle {
         work: impl FnOnce(&mut Shard, Instant, &mut Vec<Output>) -> Result<(), LockError>,
     ) -> Result<(), LockError> {
         self.space.check_open()?;
-        let index = usize::try_from(id.0 % u64::from(SHARDS)).unwrap_or(0);
+        let index = shard_of_lock(id);
         let now = self.dlm.now();
         let result = self.space.enter(&self.dlm, index, |e| work(&mut e.machine, now, &mut e.out));
         self.dlm.deliver(&self.space, index);
@@ -341,10 +354,6 @@ impl Lockspace for Handle {
     fn request(&self, request: LockRequest, callbacks: Arc<dyn LockCallbacks>) -> Result<LockId, LockError> {
         self.space.check_open()?;
         let shard = shard_of(bucket_of(request.name.as_bytes()));
-        // A POSIX request may need a second number, see `machine::posix::spare`.
-        let numbers = if request.flags.has(Flags::POSIX) { 2 } else { 1 };
-        let number = self.dlm.next_id.fetch_add(numbers, Ordering::Relaxed);
-        let id = LockId(number * u64::from(SHARDS) + u64::from(shard));
         let index = usize::from(shard);
         let now = self.dlm.now();
         let result = self.space.enter(&self.dlm, index, |e| {
@@ -352,9 +361,14 @@ impl Lockspace for Handle {
                 return Err(LockError::Stopped);
             }
             let is_limited = request.timeout.is_some();
+            let fresh = e.numbers.take(request.flags.has(Flags::POSIX)).ok_or(LockError::Full)?;
+            let result = e.machine.request(now, fresh, request, &mut e.out);
             // An adopted orphan keeps its number.
-            let id = e.machine.request(now, id, request, &mut e.out)?;
-            e.callbacks.insert(id.0, callbacks);
+            if result != Ok(fresh) {
+                e.numbers.give_back(fresh);
+            }
+            let id = result?;
+            e.callbacks.insert(id.0, Some(callbacks));
             if is_limited {
                 self.dlm.timer.notify(usize::MAX);
             }

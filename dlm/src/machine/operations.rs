@@ -201,14 +201,17 @@ impl Resource {
 
     /// A lock belongs to another owner within its node now.
     pub(crate) fn set_owner(&mut self, key: LockKey, owner: u64) {
-        let queues = [&mut self.granted, &mut self.converting, &mut self.waiting];
-        if let Some(lock) = queues.into_iter().flatten().find(|l| l.key == key) {
+        let locks = self.granted.iter_mut().chain(&mut self.converting).chain(&mut self.waiting);
+        if let Some(lock) = locks.into_iter().find(|l| l.key == key) {
             lock.owner = owner;
         }
     }
 
     pub(crate) fn take(&mut self, key: LockKey) -> Option<Lock> {
-        for queue in [&mut self.granted, &mut self.converting, &mut self.waiting] {
+        if let Some(at) = self.granted.iter().position(|l| l.key == key) {
+            return Some(self.granted.remove(at));
+        }
+        for queue in [&mut self.converting, &mut self.waiting] {
             if let Some(at) = queue.iter().position(|l| l.key == key) {
                 return Some(queue.remove(at));
             }
@@ -233,7 +236,8 @@ impl Resource {
         if lost_writer {
             self.value.invalidate();
         }
-        for queue in [&mut self.granted, &mut self.converting, &mut self.waiting] {
+        self.granted.retain(|l| l.key.node != node);
+        for queue in [&mut self.converting, &mut self.waiting] {
             queue.retain(|l| l.key.node != node);
         }
         self.settle(cx, out);

@@ -9,7 +9,6 @@
 //! served in the order in which they came. Holder and master both apply [`recut`] to what they know of the owner.
 
 use super::{Context, Event, Lock, Pending, Resource};
-use crate::machine::map::SHARDS;
 use crate::{Completion, FencingToken, Flags, Grant, Holder, LockId, Mode, Range};
 
 /// What is wrong with a conversion or an unlock of a POSIX lock.
@@ -30,7 +29,7 @@ pub(crate) struct Piece {
 
 /// The number of what is left to the right when the request `id` splits a piece: a request has two numbers.
 pub(crate) fn spare(id: LockId) -> LockId {
-    LockId(id.0.saturating_add(u64::from(SHARDS)))
+    LockId(id.0 | crate::slots::SPARE)
 }
 
 /// What an owner has after it was granted `new`; its pieces so far are disjoint, and those of equal mode do not touch.

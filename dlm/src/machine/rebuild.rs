@@ -9,6 +9,7 @@ use crate::wire::{Operation, Relock};
 use crate::{Completion, Flags, Grant, Mode, ValueBlock};
 use quorate_membership::Identity;
 use std::collections::BTreeSet;
+use thin_vec::ThinVec;
 
 /// The newest value block among copies.
 #[derive(Debug, Default)]
@@ -197,7 +198,7 @@ impl Resource {
     /// A member failed. What it waited for is gone; what it had stays in force until it is released.
     pub(crate) fn fail(&mut self, cx: &Context<'_>, node: Identity, out: &mut Vec<Event>) {
         self.waiting.retain(|l| l.key.node != node);
-        let (theirs, others): (Vec<_>, Vec<_>) =
+        let (theirs, others): (ThinVec<_>, ThinVec<_>) =
             core::mem::take(&mut self.converting).into_iter().partition(|l| l.key.node == node);
         self.converting = others;
         self.granted.extend(theirs);

@@ -7,7 +7,9 @@ use super::value::{Transfer, transfer};
 use super::{Assumed, Lock, LockKey, Pending, Value};
 use crate::{Completion, FencingToken, Flags, Grant, Mode, Range};
 use quorate_membership::{Epoch, Identity, Instant};
+use smallvec::SmallVec;
 use std::collections::BTreeSet;
+use thin_vec::ThinVec;
 
 /// What a resource needs to know of its surroundings.
 #[derive(Clone, Copy, Debug)]
@@ -74,10 +76,11 @@ pub(super) enum Attempt {
 /// no mode.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Resource {
-    pub(super) granted: Vec<Lock>,
-    pub(super) converting: Vec<Lock>,
-    pub(super) waiting: Vec<Lock>,
-    pub(super) assumed: Vec<Assumed>,
+    /// Most resources have one lock, and that one is granted: it needs no memory of its own.
+    pub(super) granted: SmallVec<[Lock; 1]>,
+    pub(super) converting: ThinVec<Lock>,
+    pub(super) waiting: ThinVec<Lock>,
+    pub(super) assumed: ThinVec<Assumed>,
     pub(super) value: Value,
     /// Of the last grant.
     pub(super) sequence: u64,

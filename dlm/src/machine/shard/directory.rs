@@ -4,6 +4,7 @@ use super::{Output, Shard};
 use crate::LockName;
 use crate::bug::Bug;
 use crate::machine::map;
+use crate::names::NameMap;
 use crate::wire::{Generation, Message};
 use quorate_membership::{Epoch, Identity};
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +28,7 @@ pub(super) struct Bucket {
     pub(super) is_ready: bool,
     /// The previous owner has told what it knew.
     pub(super) is_inherited: bool,
-    pub(super) entries: BTreeMap<LockName, Entry>,
+    pub(super) entries: NameMap<Entry>,
     /// Names whose master failed: nobody is told anything until all survivors have registered for the current map.
     pub(super) blocked: BTreeSet<LockName>,
     /// Failed lives that may have any name of the bucket (R13, UNKNOWN).

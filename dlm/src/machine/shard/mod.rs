@@ -41,8 +41,9 @@ use withdraw::Withdrawals;
 
 use super::{Context, Event};
 use crate::bug::Bug;
+use crate::names::NameMap;
+use crate::slots::LockTable;
 use crate::stats::LockspaceStats;
-use crate::table::Table;
 use crate::wire::{Generation, Message, Numbered, Relock};
 use crate::{Completion, LockId, LockName, Mode};
 use core::time::Duration;
@@ -138,9 +139,9 @@ pub(crate) struct Shard {
     /// Failed lives that RECOVERY requests pass by.
     passable: BTreeSet<Identity>,
     buckets: BTreeMap<u16, Bucket>,
-    masters: BTreeMap<LockName, Mastered>,
-    names: BTreeMap<LockName, LocalName>,
-    locks: Table<u64, LocalLock>,
+    masters: NameMap<Mastered>,
+    names: NameMap<LocalName>,
+    locks: LockTable<LocalLock>,
     lock_count: usize,
     /// Operations for names whose master we may be about to become.
     parked: BTreeMap<LockName, Vec<(Identity, Generation, LockId, Numbered)>>,
@@ -168,9 +169,9 @@ impl Shard {
             map: Epoch::default(),
             passable: BTreeSet::new(),
             buckets: BTreeMap::new(),
-            masters: BTreeMap::new(),
-            names: BTreeMap::new(),
-            locks: Table::default(),
+            masters: NameMap::new(),
+            names: NameMap::new(),
+            locks: LockTable::default(),
             lock_count: 0,
             parked: BTreeMap::new(),
             registered: BTreeSet::new(),
