@@ -164,6 +164,9 @@ pub trait Lockspace: Send + Sync {
     /// # Errors
     /// See [`LockError`].
     fn request(&self, request: LockRequest, callbacks: Arc<dyn LockCallbacks>) -> Result<LockId, LockError>;
+    /// Does `work`, once, with this lockspace; what it sends to other nodes may be kept until it is done and sent together.
+    /// `work` must not block.
+    fn corked(&self, work: &mut dyn FnMut(&dyn Lockspace));
     /// Changes the mode of a granted lock.
     ///
     /// # Errors

@@ -37,6 +37,15 @@ impl Outbox {
     pub(crate) fn push(&mut self, delivery: Delivery) {
         self.queue.push_back(delivery);
     }
+
+    /// The calls that wait, for [`run`]; `None` if there are none, or somebody makes calls already: they take ours along.
+    pub(crate) fn begin(&mut self) -> Option<VecDeque<Delivery>> {
+        if self.busy || self.queue.is_empty() {
+            return None;
+        }
+        self.busy = true;
+        Some(core::mem::take(&mut self.queue))
+    }
 }
 
 /// Something behind a mutex that has an outbox.
@@ -49,46 +58,50 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the delivering turn also when a callback panics.
-struct Turn<'a, T: HasOutbox>(&'a Mutex<T>);
+/// Ends the delivering turn also when a callback panics; the calls that were not made wait for the next turn.
+struct Turn<'a, T: HasOutbox> {
+    mutex: &'a Mutex<T>,
+    calls: VecDeque<Delivery>,
+}
 
 impl<T: HasOutbox> Drop for Turn<'_, T> {
     fn drop(&mut self) {
-        lock(self.0).outbox().busy = false;
+        if !self.calls.is_empty() || std::thread::panicking() {
+            let mut guard = lock(self.mutex);
+            let outbox = guard.outbox();
+            self.calls.append(&mut outbox.queue);
+            core::mem::swap(&mut outbox.queue, &mut self.calls);
+            outbox.busy = false;
+        }
+    }
+}
+
+/// Makes the calls of a turn that has begun, and those that come meanwhile, on this thread.
+pub(crate) fn run<T: HasOutbox>(mutex: &Mutex<T>, calls: VecDeque<Delivery>) {
+    let mut turn = Turn { mutex, calls };
+    loop {
+        while let Some(next) = turn.calls.pop_front() {
+            match next.call {
+                Call::Done(completion) => next.callbacks.completion(next.id, completion),
+                Call::Blocking(mode) => next.callbacks.blocking(next.id, mode),
+            }
+        }
+        let mut guard = lock(mutex);
+        let outbox = guard.outbox();
+        core::mem::swap(&mut outbox.queue, &mut turn.calls);
+        if turn.calls.is_empty() {
+            // Under the same guard as the empty queue was seen, so that nobody relies on us any more.
+            outbox.busy = false;
+            return;
+        }
     }
 }
 
 /// Makes the calls that wait, on this thread, unless another thread (or this one, further out) does so already: it
 /// takes ours along. Only so do the calls for one lock stay in order.
 pub(crate) fn deliver<T: HasOutbox>(mutex: &Mutex<T>) {
-    let mut turn = None;
-    loop {
-        let next = {
-            let mut guard = lock(mutex);
-            let outbox = guard.outbox();
-            if turn.is_none() {
-                if outbox.busy || outbox.queue.is_empty() {
-                    return;
-                }
-                outbox.busy = true;
-            }
-            let next = outbox.queue.pop_front();
-            if next.is_none() {
-                // Under the same guard as the empty queue was seen, so that nobody relies on us any more.
-                outbox.busy = false;
-            }
-            next
-        };
-        let Some(next) = next else {
-            core::mem::forget(turn);
-            return;
-        };
-        if turn.is_none() {
-            turn = Some(Turn(mutex));
-        }
-        match next.call {
-            Call::Done(completion) => next.callbacks.completion(next.id, completion),
-            Call::Blocking(mode) => next.callbacks.blocking(next.id, mode),
-        }
+    let calls = lock(mutex).outbox().begin();
+    if let Some(calls) = calls {
+        run(mutex, calls);
     }
 }

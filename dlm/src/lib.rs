@@ -66,6 +66,7 @@ mod mode;
 mod name;
 mod names;
 pub mod posix;
+mod queue;
 mod request;
 #[cfg(feature = "service")]
 pub mod service;
@@ -85,6 +86,7 @@ pub use driver::Dlm;
 pub use dump::{ElsewhereDump, LockDump, LockspaceDump, ResourceDump};
 pub use mode::Mode;
 pub use name::{LockName, NAME_BYTES_MAX, NameTooLong};
+pub use queue::{Batch, LockQueue, Told, What};
 pub use request::{ConvertRequest, Flags, LockRequest, UnlockRequest};
 pub use stats::{LockspaceStats, WAIT_BUCKETS, WaitHistogram};
 pub use take::{Take, TakeError, Taken, Taking};

@@ -59,6 +59,10 @@ impl Flags {
     pub const POSIX: Self = Self(0x400_0000);
     /// Ours, with POSIX: only say who stands against it ([`crate::Completion::Held`]); NL granted if nobody does.
     pub const TEST: Self = Self(0x800_0000);
+    /// Ours: the unlock of a granted lock that writes no value block is over at once for this node, and its master is
+    /// told without an answer. If the master fails before it hears of it, the lock is gone all the same. Where that is
+    /// not possible (an operation is pending, the master is not known) it is an ordinary unlock.
+    pub const RELEASE: Self = Self(0x1000_0000);
 
     /// Whether all of `other` are set.
     #[must_use]
@@ -176,10 +180,18 @@ impl ConvertRequest {
     }
 }
 
+impl UnlockRequest {
+    /// An unlock that is over when the call returns: see [`Flags::RELEASE`].
+    #[must_use]
+    pub fn release() -> Self {
+        Self { flags: Flags::RELEASE, value: None }
+    }
+}
+
 /// The end of a lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnlockRequest {
-    /// VALBLK, IVVALBLK, FORCEUNLOCK.
+    /// VALBLK, IVVALBLK, FORCEUNLOCK, RELEASE.
     pub flags: Flags,
     /// The value block to write (VALBLK, from PW or EX).
     pub value: Option<ValueBlock>,

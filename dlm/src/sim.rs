@@ -5,7 +5,7 @@
 use crate::machine::map::{SHARDS, bucket_of, shard_of};
 use crate::machine::shard::{Input, Output, Shard, ShardConfig, SpaceView};
 use crate::table::name_hash;
-use crate::wire::Frame;
+use crate::wire::{Frame, Header};
 use crate::{
     Completion, ConvertRequest, ElsewhereDump, LockError, LockId, LockName, LockRequest, LockspaceDump,
     LockspaceOptions, Mode, Range, ResourceDump, UnlockRequest,
@@ -87,11 +87,12 @@ impl Node {
     /// A frame of `from`. One that does not decode is dropped.
     pub fn deliver(&mut self, now: Instant, from: Identity, bytes: &[u8]) -> Vec<Effect> {
         let Ok(frame) = Frame::decode(bytes) else { return Vec::new() };
-        let index = usize::from(frame.shard);
+        let index = usize::from(frame.header.shard);
         let Some(shard) = self.shards.get_mut(index) else { return Vec::new() };
         let mut out = Vec::new();
-        let input = Input::Message { from, map: frame.map, message: frame.message };
-        shard.handle(now, input, &mut out);
+        for message in frame.messages {
+            shard.handle(now, Input::Message { from, map: frame.header.map, message }, &mut out);
+        }
         self.effects(index, out)
     }
 
@@ -241,7 +242,14 @@ impl Node {
                     let options = (u16::try_from(self.options.value_bytes).unwrap_or(0), self.options.holds);
                     let space = name_hash(self.options.name.as_bytes());
                     let shard = u8::try_from(index).unwrap_or(0);
-                    Effect::Send { to, bytes: Frame { space, shard, map, options, message }.encode() }
+                    Effect::Send {
+                        to,
+                        bytes: Frame {
+                            header: Header { space, shard, map, options },
+                            messages: vec![message],
+                        }
+                        .encode(),
+                    }
                 }
                 // Its user is gone.
                 Output::Orphaned { .. } => continue,

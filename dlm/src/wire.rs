@@ -1,6 +1,6 @@
 //! The messages between lock managers.
 //!
-//! A frame is one byte of version, then postcard. Everything in it is checked before it is used: sizes here, meaning in
+//! A frame is one byte of version, then in postcard its header and one or more messages. Everything in it is checked before it is used: sizes here, meaning in
 //! the machine. Bytes that do not decode give an error and change nothing.
 
 use crate::{Completion, FencingToken, Flags, LockId, LockName, Mode, Range, ValueBlock};
@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 pub(crate) const VERSION: u8 = 1;
 /// The largest frame, in bytes.
 pub(crate) const FRAME_BYTES_MAX: usize = 256 * 1024;
+/// A frame that has reached this size is not filled further, in bytes.
+pub(crate) const FRAME_BYTES_FULL: usize = 32 * 1024;
 /// The most names or locks in one message; a list that is longer is sent in pieces.
 pub(crate) const ITEMS_MAX: usize = 128;
 /// The largest value block, in bytes.
@@ -39,6 +41,11 @@ pub(crate) enum Operation {
     Unlock { flags: Flags, value: Option<ValueBlock> },
     /// Withdraw what the lock waits for.
     Cancel,
+}
+
+impl Operation {
+    /// The end of a lock that nobody waits for.
+    pub(crate) const RELEASE: Self = Self::Unlock { flags: Flags::RELEASE, value: None };
 }
 
 /// An operation with its number at the holder.
@@ -100,6 +107,10 @@ pub(crate) enum Message {
     Remove { name: LockName, generation: Generation, sequence: u64 },
     /// An operation on a lock, for the master.
     Operate { name: LockName, generation: Generation, id: LockId, numbered: Numbered },
+    /// The end of a lock, for the master; the holder has forgotten the lock and wants no answer.
+    Release { name: LockName, generation: Generation, id: LockId },
+    /// I was not the master of that generation when you released the lock: tell its master.
+    NotReleased { name: LockName, generation: Generation, id: LockId },
     /// I am not the master of that generation: look again (R15).
     Moved { name: LockName, generation: Generation },
     /// An operation ended.
@@ -128,9 +139,9 @@ pub(crate) enum Message {
     Purge { pid: u32 },
 }
 
-/// A message with its address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Frame {
+/// Where the messages of a frame come from and belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Header {
     /// The lockspace: the hash of its name.
     pub(crate) space: u64,
     pub(crate) shard: u8,
@@ -138,7 +149,46 @@ pub(crate) struct Frame {
     pub(crate) map: Epoch,
     /// Size of value blocks and weakest hold: all members must agree.
     pub(crate) options: (u16, Option<Mode>),
-    pub(crate) message: Message,
+}
+
+/// Messages with their address, one or more, in the order they were sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) header: Header,
+    pub(crate) messages: Vec<Message>,
+}
+
+/// A frame that is being filled.
+#[derive(Debug)]
+pub(crate) struct FrameWriter {
+    header: Header,
+    bytes: Vec<u8>,
+}
+
+impl FrameWriter {
+    pub(crate) fn new(header: Header) -> Self {
+        let mut writer = Self { header, bytes: vec![VERSION] };
+        writer.append(&header);
+        writer
+    }
+
+    /// Whether a message of this address fits in too.
+    pub(crate) fn takes(&self, header: &Header) -> bool {
+        self.header == *header && self.bytes.len() < FRAME_BYTES_FULL
+    }
+
+    pub(crate) fn push(&mut self, message: &Message) {
+        self.append(message);
+    }
+
+    fn append<T: Serialize>(&mut self, item: &T) {
+        // Serialising plain data into memory cannot fail.
+        self.bytes = postcard::to_extend(item, core::mem::take(&mut self.bytes)).unwrap_or_default();
+    }
+
+    pub(crate) fn finish(self) -> Vec<u8> {
+        self.bytes
+    }
 }
 
 /// Why a frame was not understood.
@@ -155,10 +205,11 @@ pub(crate) enum WireError {
 }
 
 impl Frame {
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let start = vec![VERSION];
-        // Serialising plain data into memory cannot fail.
-        postcard::to_extend(self, start).unwrap_or_default()
+        let mut writer = FrameWriter::new(self.header);
+        self.messages.iter().for_each(|m| writer.push(m));
+        writer.finish()
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
@@ -169,12 +220,19 @@ impl Frame {
         if *version != VERSION {
             return Err(WireError::Version(Some(*version)));
         }
-        let (frame, rest): (Self, _) = postcard::take_from_bytes(rest).map_err(|_| WireError::Malformed)?;
-        if !rest.is_empty() {
+        let malformed = |_| WireError::Malformed;
+        let (header, mut rest): (Header, _) = postcard::take_from_bytes(rest).map_err(malformed)?;
+        let mut messages = Vec::new();
+        while !rest.is_empty() {
+            let (message, left): (Message, _) = postcard::take_from_bytes(rest).map_err(malformed)?;
+            message.check()?;
+            messages.push(message);
+            rest = left;
+        }
+        if messages.is_empty() {
             return Err(WireError::Malformed);
         }
-        frame.message.check()?;
-        Ok(frame)
+        Ok(Self { header, messages })
     }
 }
 
@@ -201,6 +259,9 @@ impl Operation {
         }
     }
 }
+
+const _: () =
+    assert!(FRAME_BYTES_FULL * 2 < FRAME_BYTES_MAX, "room for one more message of the largest size");
 
 impl Message {
     fn check(&self) -> Result<(), WireError> {
@@ -241,7 +302,8 @@ mod tests {
     use quorate_membership::{Incarnation, NodeId};
 
     fn frame(message: Message) -> Frame {
-        Frame { space: 7, shard: 3, map: Epoch(9), options: (32, Some(Mode::EX)), message }
+        let header = Header { space: 7, shard: 3, map: Epoch(9), options: (32, Some(Mode::EX)) };
+        Frame { header, messages: vec![message] }
     }
 
     fn sample() -> Vec<Frame> {
@@ -298,6 +360,11 @@ mod tests {
         for frame in sample() {
             assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
         }
+        let all = Frame {
+            header: frame(Message::LeavingAck).header,
+            messages: sample().into_iter().flat_map(|f| f.messages).collect(),
+        };
+        assert_eq!(Frame::decode(&all.encode()), Ok(all));
     }
 
     #[test]
@@ -327,7 +394,7 @@ mod tests {
                 *b = byte;
             }
             if let Ok(frame) = Frame::decode(&bytes) {
-                prop_assert!(frame.message.check().is_ok());
+                prop_assert!(frame.messages.iter().all(|m| m.check().is_ok()));
             }
             let mut hostile = vec![VERSION];
             hostile.extend(noise);

@@ -3,6 +3,7 @@
 //! Calls and messages enter a shard on the thread that brings them, and what follows is called back on that thread: a
 //! lock that can be granted here costs neither a task switch nor a message. No protocol decision is taken here.
 
+mod handle;
 mod outgoing;
 mod space;
 
@@ -13,12 +14,13 @@ use crate::wire::Frame;
 use crate::{JoinError, LockManager, Lockspace, LockspaceDump, LockspaceOptions, LockspaceStats};
 use core::time::Duration;
 use event_listener::Event;
+use handle::Handle;
 use outgoing::Outgoing;
 use quorate_membership::{
-    AttachRequest, BoxFuture, Epoch, Identity, Instant, Membership, Proof, Refusal, Request, RequestError,
-    ResourceId, ResourceKind, Runtime, ServiceId, SessionHandler, Sessions, View, ViewListener,
+    AttachRequest, BoxFuture, Epoch, Identity, Instant, Lease, Membership, Proof, Refusal, Request,
+    RequestError, ResourceId, ResourceKind, Runtime, ServiceId, SessionHandler, Sessions, View, ViewListener,
 };
-use space::{Handle, Space};
+use space::Space;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -40,6 +42,8 @@ pub struct Dlm {
     this: Weak<Self>,
     me: Identity,
     membership: Arc<dyn Membership>,
+    /// Membership's.
+    lease: Lease,
     runtime: Arc<dyn Runtime>,
     outgoing: Arc<Outgoing>,
     spaces: Mutex<Spaces>,
@@ -76,6 +80,7 @@ impl Dlm {
             this: this.clone(),
             me: membership.me(),
             outgoing: Arc::new(Outgoing::new(sessions.clone(), runtime.clone())),
+            lease: membership.lease(),
             membership: membership.clone(),
             runtime: runtime.clone(),
             spaces: Mutex::default(),
@@ -108,7 +113,7 @@ impl Dlm {
     }
 
     fn is_valid(&self) -> bool {
-        self.membership.lease().is_valid(self.runtime.now())
+        self.lease.is_valid(self.runtime.now())
     }
 
     /// Makes the calls that wait, if the node may answer (R8); otherwise as soon as it may again.

@@ -1,17 +1,19 @@
 //! A lockspace on a node: its shards behind their mutexes, and the lock handles of its users.
 
 use super::Dlm;
-use crate::deliver::{Call, Delivery, HasOutbox, Outbox, deliver, lock};
-use crate::machine::map::{SHARDS, bucket_of, shard_of};
+use super::handle::Handle;
+use crate::deliver::{Call, Delivery, HasOutbox, Outbox, deliver, lock, run};
+use crate::machine::map::SHARDS;
 use crate::machine::shard::{Input, Output, Shard, ShardConfig, SpaceView};
-use crate::slots::{LockTable, Numbers, shard_of_lock};
+use crate::slots::{LockTable, Numbers};
 use crate::table::name_hash;
-use crate::wire::Frame;
+use crate::wire::{Frame, FrameWriter, Header, Message};
 use crate::{
-    Completion, ConvertRequest, Flags, JoinError, LockCallbacks, LockError, LockId, LockRequest, Lockspace,
-    LockspaceDump, LockspaceOptions, LockspaceStats, Mode, UnlockRequest,
+    Completion, JoinError, LockCallbacks, LockError, LockId, Lockspace, LockspaceDump, LockspaceOptions,
+    LockspaceStats, Mode,
 };
-use quorate_membership::{Epoch, Identity, Instant, NodeId, View};
+use quorate_membership::{Epoch, Identity, Instant, View};
+use smallvec::SmallVec;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,13 +29,15 @@ pub(super) struct Space {
 }
 
 /// A shard with those who are to be told.
-struct Entered {
-    machine: Shard,
+pub(super) struct Entered {
+    pub(super) machine: Shard,
     /// Of every number that was given and not given back; `None`: an orphan.
-    callbacks: LockTable<Option<Arc<dyn LockCallbacks>>>,
-    numbers: Numbers,
+    pub(super) callbacks: LockTable<Option<Arc<dyn LockCallbacks>>>,
+    pub(super) numbers: Numbers,
     outbox: Outbox,
-    out: Vec<Output>,
+    pub(super) out: Vec<Output>,
+    /// Messages that were not sent yet, in order. Whoever sends for the shard sends these first.
+    corked: Vec<(Identity, FrameWriter)>,
 }
 
 impl HasOutbox for Entered {
@@ -63,6 +67,7 @@ impl Space {
                 numbers: Numbers::new(index),
                 outbox: Outbox::default(),
                 out: Vec::new(),
+                corked: Vec::new(),
             })
         };
         Self {
@@ -86,19 +91,62 @@ impl Space {
         if !entered.out.is_empty() {
             self.carry_out(dlm, index, entered);
         }
+        entered.uncork(dlm);
         Some(result)
     }
 
+    /// The same for a user of the lockspace, who is called back before this returns, if the node may answer. `cork`: what
+    /// is to be sent is left for [`Self::uncork`].
+    pub(super) fn operate<T>(
+        &self,
+        dlm: &Arc<Dlm>,
+        index: usize,
+        cork: bool,
+        work: impl FnOnce(&mut Entered, Instant) -> Result<T, LockError>,
+    ) -> Result<T, LockError> {
+        self.check_open()?;
+        let mutex = self.shards.get(index).ok_or(LockError::NotFound)?;
+        let mut guard = lock(mutex);
+        let entered = &mut *guard;
+        // Nobody else changes the shard any more, so this is also the time at which the lease must hold (R8).
+        let now = dlm.now();
+        let result = work(entered, now);
+        if !entered.out.is_empty() {
+            self.carry_out(dlm, index, entered);
+            if !cork {
+                entered.uncork(dlm);
+            }
+        }
+        if dlm.lease.is_valid(now) {
+            let turn = entered.outbox.begin();
+            drop(guard);
+            if let Some(turn) = turn {
+                run(mutex, turn);
+            }
+        } else {
+            drop(guard);
+            dlm.deliver(self, index);
+        }
+        result
+    }
+
+    /// Sends what was left.
+    pub(super) fn uncork(&self, dlm: &Arc<Dlm>, index: usize) {
+        if let Some(mutex) = self.shards.get(index) {
+            lock(mutex).uncork(dlm);
+        }
+    }
+
     fn carry_out(&self, dlm: &Arc<Dlm>, index: usize, entered: &mut Entered) {
+        let shard = u8::try_from(index).unwrap_or(0);
         let map = entered.machine.map();
-        let mut ended = Vec::new();
+        let header = Header { space: self.hash, shard, map, options: self.wire_options() };
+        let mut ended = SmallVec::<[LockId; 4]>::new();
         let mut out = core::mem::take(&mut entered.out);
         for output in out.drain(..) {
             match output {
                 Output::Send { to, message } => {
-                    let shard = u8::try_from(index).unwrap_or(0);
-                    let frame = Frame { space: self.hash, shard, map, options: self.wire_options(), message };
-                    dlm.outgoing.send(to, frame.encode());
+                    entered.send(dlm, to, header, &message);
                 }
                 Output::Done { id, completion } => {
                     if !entered.machine.has(id) || entered.machine.is_posix(id) {
@@ -148,8 +196,8 @@ impl Space {
     }
 
     pub(super) fn receive(&self, dlm: &Arc<Dlm>, from: Identity, frame: Frame, now: Instant) {
-        if frame.options != self.wire_options() {
-            let (bytes, holds) = frame.options;
+        if frame.header.options != self.wire_options() {
+            let (bytes, holds) = frame.header.options;
             tracing::warn!(target: "quorate_dlm", node = %from, lockspace = %self.options.name, "other options");
             lock(&self.progress)
                 .mismatch
@@ -157,14 +205,18 @@ impl Space {
             dlm.changed.notify(usize::MAX);
             return;
         }
-        let index = usize::from(frame.shard);
-        let input = Input::Message { from, map: frame.map, message: frame.message };
-        self.enter(dlm, index, |e| e.machine.handle(now, input, &mut e.out));
+        let Frame { header, messages } = frame;
+        let index = usize::from(header.shard);
+        self.enter(dlm, index, |e| {
+            for message in messages {
+                e.machine.handle(now, Input::Message { from, map: header.map, message }, &mut e.out);
+            }
+        });
         dlm.deliver(self, index);
     }
 
     /// Enters every shard in turn, and makes the calls that follow.
-    fn each(&self, dlm: &Arc<Dlm>, work: impl Fn(&mut Shard, Instant, &mut Vec<Output>)) {
+    pub(super) fn each(&self, dlm: &Arc<Dlm>, work: impl Fn(&mut Shard, Instant, &mut Vec<Output>)) {
         let now = dlm.now();
         for index in 0..self.shards.len() {
             self.enter(dlm, index, |e| work(&mut e.machine, now, &mut e.out));
@@ -291,6 +343,10 @@ impl Space {
         sum
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
+    }
+
     fn check_open(&self) -> Result<(), LockError> {
         if self.is_stopped.load(Ordering::Acquire) { Err(LockError::Stopped) } else { Ok(()) }
     }
@@ -303,6 +359,28 @@ impl Progress {
 }
 
 impl Entered {
+    fn send(&mut self, dlm: &Arc<Dlm>, to: Identity, header: Header, message: &Message) {
+        let at = self.corked.iter().position(|(t, _)| *t == to);
+        if let Some(at) = at {
+            if let Some((_, frame)) = self.corked.get_mut(at)
+                && frame.takes(&header)
+            {
+                return frame.push(message);
+            }
+            let (_, full) = self.corked.remove(at);
+            dlm.outgoing.send(to, full.finish());
+        }
+        let mut frame = FrameWriter::new(header);
+        frame.push(message);
+        self.corked.push((to, frame));
+    }
+
+    fn uncork(&mut self, dlm: &Arc<Dlm>) {
+        for (to, frame) in self.corked.drain(..) {
+            dlm.outgoing.send(to, frame.finish());
+        }
+    }
+
     /// The lock is gone, and its last call is in the outbox.
     fn forget(&mut self, id: LockId) {
         if self.callbacks.remove(&id.0).is_some() {
@@ -314,90 +392,5 @@ impl Entered {
         if let Some(Some(callbacks)) = self.callbacks.find(&id.0) {
             self.outbox.push(Delivery { callbacks: callbacks.clone(), id, call });
         }
-    }
-}
-
-/// A lockspace in the hands of its user.
-pub(super) struct Handle {
-    space: Arc<Space>,
-    dlm: Arc<Dlm>,
-}
-
-impl Handle {
-    pub(super) fn new(space: Arc<Space>, dlm: &Arc<Dlm>) -> Self {
-        Self { space, dlm: dlm.clone() }
-    }
-
-    fn with_lock(
-        &self,
-        id: LockId,
-        work: impl FnOnce(&mut Shard, Instant, &mut Vec<Output>) -> Result<(), LockError>,
-    ) -> Result<(), LockError> {
-        self.space.check_open()?;
-        let index = shard_of_lock(id);
-        let now = self.dlm.now();
-        let result = self.space.enter(&self.dlm, index, |e| work(&mut e.machine, now, &mut e.out));
-        self.dlm.deliver(&self.space, index);
-        result.unwrap_or(Err(LockError::NotFound))
-    }
-}
-
-impl Lockspace for Handle {
-    fn name(&self) -> &str {
-        &self.space.options.name
-    }
-
-    fn value_bytes(&self) -> usize {
-        self.space.options.value_bytes
-    }
-
-    fn request(&self, request: LockRequest, callbacks: Arc<dyn LockCallbacks>) -> Result<LockId, LockError> {
-        self.space.check_open()?;
-        let shard = shard_of(bucket_of(request.name.as_bytes()));
-        let index = usize::from(shard);
-        let now = self.dlm.now();
-        let result = self.space.enter(&self.dlm, index, |e| {
-            if self.space.is_closed.load(Ordering::Acquire) {
-                return Err(LockError::Stopped);
-            }
-            let is_limited = request.timeout.is_some();
-            let fresh = e.numbers.take(request.flags.has(Flags::POSIX)).ok_or(LockError::Full)?;
-            let result = e.machine.request(now, fresh, request, &mut e.out);
-            // An adopted orphan keeps its number.
-            if result != Ok(fresh) {
-                e.numbers.give_back(fresh);
-            }
-            let id = result?;
-            e.callbacks.insert(id.0, Some(callbacks));
-            if is_limited {
-                self.dlm.timer.notify(usize::MAX);
-            }
-            Ok(id)
-        });
-        self.dlm.deliver(&self.space, index);
-        result.unwrap_or(Err(LockError::NotFound))
-    }
-
-    fn convert(&self, id: LockId, request: ConvertRequest) -> Result<(), LockError> {
-        if request.timeout.is_some() {
-            self.dlm.timer.notify(usize::MAX);
-        }
-        self.with_lock(id, |shard, now, out| shard.convert(now, id, request, out))
-    }
-
-    fn unlock(&self, id: LockId, request: UnlockRequest) -> Result<(), LockError> {
-        self.with_lock(id, |shard, now, out| shard.unlock(now, id, request, out))
-    }
-
-    fn cancel(&self, id: LockId) -> Result<(), LockError> {
-        self.with_lock(id, |shard, now, out| shard.cancel(now, id, out))
-    }
-
-    fn close_owner(&self, owner: u64) {
-        self.space.each(&self.dlm, |shard, now, out| shard.close_owner(now, owner, out));
-    }
-
-    fn purge(&self, node: NodeId, pid: u32) {
-        self.space.each(&self.dlm, |shard, now, out| shard.purge(now, (node, pid), out));
     }
 }

@@ -332,6 +332,10 @@ impl Lockspace for Handle {
         Ok(id)
     }
 
+    fn corked(&self, work: &mut dyn FnMut(&dyn Lockspace)) {
+        work(self);
+    }
+
     fn convert(&self, id: LockId, request: ConvertRequest) -> Result<(), LockError> {
         self.check_clock(request.timeout)?;
         let timeout = request.timeout;

@@ -62,6 +62,24 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
+    /// A new one that has nothing and waits for nothing yet.
+    pub(crate) fn new(key: LockKey, owner: u64, range: Range, now: Instant) -> Self {
+        Self {
+            key,
+            owner,
+            range,
+            granted: None,
+            pending: None,
+            token: FencingToken::default(),
+            told: None,
+            uses_value: false,
+            recovery: false,
+            dead: false,
+            since: now,
+            posix: false,
+        }
+    }
+
     /// What it waits to cover, or covers.
     pub(crate) fn wanted(&self) -> Range {
         self.pending.as_ref().map_or(self.range, |p| p.range)

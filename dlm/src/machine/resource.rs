@@ -195,6 +195,41 @@ impl Resource {
         if waits_turn { Obstacle::Order } else { Obstacle::None }
     }
 
+    /// Grants a new plain lock if nobody waits and nothing stands against it; its token.
+    pub(crate) fn grant_at_once(
+        &mut self,
+        cx: &Context<'_>,
+        key: LockKey,
+        (owner, range): (u64, Range),
+        mode: Mode,
+    ) -> Option<FencingToken> {
+        let is_calm = self.converting.is_empty() && self.waiting.is_empty() && self.assumed.is_empty();
+        if !is_calm || self.granted.iter().any(|l| l.conflicts(mode, range)) {
+            return None;
+        }
+        self.sequence += 1;
+        let token = FencingToken::new(cx.epoch, self.sequence);
+        let mut lock = Lock::new(key, owner, range, cx.now);
+        lock.granted = Some(mode);
+        lock.token = token;
+        self.granted.push(lock);
+        Some(token)
+    }
+
+    /// Ends a granted lock if nobody waits, without a trace; false: it takes the general way.
+    pub(crate) fn end_at_once(&mut self, key: LockKey) -> bool {
+        if !self.converting.is_empty() || !self.waiting.is_empty() {
+            return false;
+        }
+        let Some(at) = self.granted.iter().position(|l| l.key == key) else { return false };
+        self.granted.remove(at);
+        if self.granted.is_empty() {
+            // Value and validity live as long as somebody has a lock.
+            self.value = Value::default();
+        }
+        true
+    }
+
     /// Gives `lock` what it waits for and puts it on the granted queue.
     pub(super) fn grant(&mut self, cx: &Context<'_>, mut lock: Lock, alt_mode: bool, out: &mut Vec<Event>) {
         let Some(pending) = lock.pending.take() else { return self.granted.push(lock) };

@@ -13,12 +13,7 @@ const PLAIN: Flags = Flags(Flags::NOQUEUE.0 | Flags::NODLCKWT.0 | Flags::NORECOV
 
 impl Shard {
     /// Grants a new lock at once. False: the general way decides.
-    pub(super) fn request_fast(
-        &mut self,
-        id: LockId,
-        request: &LockRequest,
-        out: &mut Vec<Output>,
-    ) -> bool {
+    pub(super) fn request_fast(&mut self, id: LockId, request: &LockRequest, out: &mut Vec<Output>) -> bool {
         if request.flags.0 & !PLAIN.0 != 0 || self.bug.is_some() {
             return false;
         }
@@ -35,8 +30,7 @@ impl Shard {
         if let Some(local) = local {
             local.locks.insert(id);
         } else {
-            let local = LocalName { place: Place::Here, locks: [id].into_iter().collect(), is_queued: false };
-            self.names.insert(request.name.clone(), local);
+            self.names.insert(request.name.clone(), LocalName::new(Place::Here, id));
         }
         self.locks.insert(id.0, LocalLock::granted(request, token));
         self.lock_count += 1;
@@ -60,7 +54,8 @@ impl Shard {
         if request.flags.0 & !Flags::RELEASE.0 != 0 || self.bug.is_some() || self.leaving.is_some() {
             return false;
         }
-        let Some(lock) = self.locks.find(&id.0).filter(|l| l.operations.is_empty() && l.granted.is_some())
+        let Some(lock) =
+            self.locks.find(&id.0).filter(|l| l.operations.is_empty() && l.granted.is_some() && !l.posix)
         else {
             return false;
         };

@@ -11,7 +11,9 @@ use crate::{
     UnlockRequest, ValueBlock,
 };
 use quorate_membership::{Epoch, Identity, Instant};
+use smallvec::SmallVec;
 use std::collections::BTreeSet;
+use thin_vec::ThinVec;
 
 /// Where a name's master is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +28,75 @@ pub(super) enum Place {
     Recovering,
 }
 
-/// A name on which this node has or wants locks.
+/// Lock numbers, lowest first. Most names have one lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct LockIds(SmallVec<[LockId; 2]>);
+
+impl LockIds {
+    pub(super) fn insert(&mut self, id: LockId) {
+        if let Err(at) = self.0.binary_search(&id) {
+            self.0.insert(at, id);
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: &LockId) {
+        if let Ok(at) = self.0.binary_search(id) {
+            self.0.remove(at);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn iter(&self) -> core::slice::Iter<'_, LockId> {
+        self.0.iter()
+    }
+}
+
+impl From<[LockId; 1]> for LockIds {
+    fn from([id]: [LockId; 1]) -> Self {
+        Self(SmallVec::from_iter([id]))
+    }
+}
+
+impl IntoIterator for LockIds {
+    type Item = LockId;
+    type IntoIter = smallvec::IntoIter<[LockId; 2]>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a LockIds {
+    type Item = &'a LockId;
+    type IntoIter = core::slice::Iter<'a, LockId>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// A name on which this node has or wants locks, or had some shortly before.
 #[derive(Clone, Debug)]
 pub(super) struct LocalName {
     pub(super) place: Place,
-    pub(super) locks: BTreeSet<LockId>,
+    pub(super) locks: LockIds,
+    /// Since when there are none; where its master is stays known for a while.
+    pub(super) idle_since: Instant,
+    /// It is among those that are forgotten when their time is over.
+    pub(super) is_queued: bool,
+}
+
+impl LocalName {
+    pub(super) fn new(place: Place, id: LockId) -> Self {
+        Self { place, locks: [id].into(), idle_since: Instant::default(), is_queued: false }
+    }
+
+    /// Without locks, while the directory is asked for another than this mastership.
+    pub(super) fn looking(stale: Generation) -> Self {
+        let place = Place::Looking { stale: Some(stale) };
+        Self { place, locks: LockIds::default(), idle_since: Instant::default(), is_queued: false }
+    }
 }
 
 /// An operation without an answer.
@@ -61,7 +127,7 @@ pub(super) struct LocalLock {
     pub(super) value_invalid: bool,
     pub(super) value_fresh: bool,
     pub(super) value_clean: bool,
-    pub(super) operations: Vec<Underway>,
+    pub(super) operations: ThinVec<Underway>,
     next_op: u32,
 }
 
@@ -85,6 +151,9 @@ impl Shard {
         if request.flags.has(Flags::ORPHAN) {
             return self.adopt(&request, out);
         }
+        if self.request_fast(id, &request, out) {
+            return Ok(id);
+        }
         let LockRequest { name, mode, range, flags, owner, timeout, priority } = request;
         let lock = LocalLock {
             name: name.clone(),
@@ -99,7 +168,7 @@ impl Shard {
             value_invalid: false,
             value_fresh: false,
             value_clean: false,
-            operations: Vec::with_capacity(1),
+            operations: ThinVec::new(),
             next_op: 0,
         };
         self.locks.insert(id.0, lock);
@@ -110,7 +179,7 @@ impl Shard {
         } else {
             let is_here = self.masters.contains_key(&name);
             let place = if is_here { Place::Here } else { Place::Looking { stale: None } };
-            self.names.insert(name.clone(), LocalName { place, locks: [id].into() });
+            self.names.insert(name.clone(), LocalName::new(place, id));
             if !is_here {
                 self.look_up(&name, None, out);
             }
@@ -159,6 +228,9 @@ impl Shard {
         out: &mut Vec<Output>,
     ) -> Result<(), LockError> {
         self.now = now;
+        if self.unlock_fast(id, &request, out) {
+            return Ok(());
+        }
         let lock = self.locks.find(&id.0).ok_or(LockError::NotFound)?;
         machine::check_unlock(lock.granted, &request, self.config.value_bytes)?;
         if lock.is_ending() {
@@ -277,7 +349,9 @@ impl Shard {
         }
         let Some(local) = self.names.get_mut(&name) else { return };
         local.place = if is_here { Place::Here } else { Place::At { master, generation } };
-        if local.locks.is_empty() {
+        let is_empty = local.locks.is_empty();
+        self.release_again(&name, out);
+        if is_empty {
             self.names.remove(&name);
         } else {
             self.pass_on_all(&name, out);
@@ -294,6 +368,10 @@ impl Shard {
     ) {
         let Some(local) = self.names.get_mut(name) else { return };
         if local.place != (Place::At { master: from, generation }) {
+            return;
+        }
+        if local.locks.is_empty() && !self.released.contains_key(name) {
+            self.names.remove(name);
             return;
         }
         local.place = Place::Looking { stale: Some(generation) };
@@ -355,11 +433,22 @@ impl Shard {
         let Some(lock) = self.locks.remove(&id.0) else { return };
         self.lock_count -= 1;
         self.owners.remove(lock.owner, id, &lock.name);
-        if let Some(local) = self.names.get_mut(&lock.name) {
-            local.locks.remove(&id);
+        let Some(local) = self.names.get_mut(&lock.name) else { return };
+        local.locks.remove(&id);
+        if !local.locks.is_empty() {
+            return;
+        }
+        match local.place {
             // While we ask, others may know already that the answer is "you".
-            if local.locks.is_empty() && !matches!(local.place, Place::Looking { .. }) {
-                self.names.remove(&lock.name);
+            Place::Looking { .. } => {}
+            Place::Recovering => drop(self.names.remove(&lock.name)),
+            // Forgotten with the mastery.
+            Place::Here => {}
+            Place::At { .. } => {
+                local.idle_since = self.now;
+                if !core::mem::replace(&mut local.is_queued, true) {
+                    self.idle.push_back((self.now, lock.name));
+                }
             }
         }
     }
@@ -412,6 +501,26 @@ impl Underway {
 }
 
 impl LocalLock {
+    /// One that was granted at once, without a value block.
+    pub(super) fn granted(request: &LockRequest, token: FencingToken) -> Self {
+        Self {
+            name: request.name.clone(),
+            owner: request.owner,
+            range: request.range,
+            granted: Some(request.mode),
+            token,
+            recovery: false,
+            value: None,
+            value_sequence: 0,
+            value_invalid: false,
+            value_fresh: false,
+            value_clean: false,
+            posix: false,
+            operations: ThinVec::new(),
+            next_op: 1,
+        }
+    }
+
     /// Whether its unlock is under way.
     pub(super) fn is_ending(&self) -> bool {
         self.operations.iter().any(|u| matches!(u.numbered.operation, Operation::Unlock { .. }))

@@ -1,5 +1,6 @@
 //! The master's side: operations of this and other nodes on the resources that this node masters.
 
+use super::local::{LocalName, Place};
 use super::{Output, Shard, TOSS};
 use crate::LockId;
 use crate::LockName;
@@ -17,6 +18,14 @@ pub(super) struct Mastered {
     pub(super) resource: Resource,
     /// Since when nobody has or wants it.
     pub(super) unused_since: Option<Instant>,
+    /// It is among those that are given up when their time is over.
+    pub(super) is_queued: bool,
+}
+
+impl Mastered {
+    pub(super) fn new(generation: Generation, resource: Resource) -> Self {
+        Self { generation, resource, unused_since: None, is_queued: false }
+    }
 }
 
 impl Shard {
@@ -133,7 +142,9 @@ impl Shard {
             mastered.unused_since = None;
         } else if mastered.unused_since.is_none() {
             mastered.unused_since = Some(now);
-            self.unused.push_back((now, name.clone()));
+            if !core::mem::replace(&mut mastered.is_queued, true) {
+                self.unused.push_back((now, name.clone()));
+            }
         }
     }
 
@@ -148,7 +159,7 @@ impl Shard {
         let debtors = assumed.iter().copied().filter(|d| self.view.debtors.contains_key(d));
         let mut resource = Resource::held(&self.context(), floor, debtors);
         self.apply_stages(&mut resource);
-        self.masters.insert(name.clone(), Mastered { generation, resource, unused_since: None });
+        self.masters.insert(name.clone(), Mastered::new(generation, resource));
         self.note_use(name);
     }
 
@@ -159,18 +170,116 @@ impl Shard {
         }
     }
 
+    /// Forgets where the masters of names are on which this node has had no locks for a while.
+    fn forget_idle(&mut self) {
+        while let Some((since, _)) = self.idle.front()
+            && *since + TOSS <= self.now
+        {
+            let Some((_, name)) = self.idle.pop_front() else { return };
+            let Some(local) = self.names.get_mut(&name) else { continue };
+            let is_idle = local.locks.is_empty() && matches!(local.place, Place::At { .. });
+            if !is_idle {
+                local.is_queued = false;
+            } else if self.now < local.idle_since + TOSS {
+                self.idle.push_back((local.idle_since, name));
+            } else {
+                self.names.remove(&name);
+            }
+        }
+    }
+
+    /// A holder has ended a lock and wants no answer.
+    pub(super) fn on_release(
+        &mut self,
+        from: Identity,
+        name: LockName,
+        generation: Generation,
+        id: LockId,
+        out: &mut Vec<Output>,
+    ) {
+        if self.leaving.is_some() {
+            // Frozen. The holder does not tell the lock to the next master.
+            return;
+        }
+        let key = LockKey { node: from, id };
+        let Some(mastered) = self.masters.get_mut(&name).filter(|m| m.generation == generation) else {
+            return self.send(from, Message::NotReleased { name, generation, id }, out);
+        };
+        self.stats.r#in += 1;
+        if mastered.resource.end_at_once(key) {
+            return self.note_use(&name);
+        }
+        self.operate(&name, key, Numbered { op: 0, operation: Operation::RELEASE }, out);
+    }
+
+    /// What this node has released was mastered elsewhere by then.
+    pub(super) fn on_not_released(
+        &mut self,
+        from: Identity,
+        name: LockName,
+        generation: Generation,
+        id: LockId,
+        out: &mut Vec<Output>,
+    ) {
+        self.released.entry(name.clone()).or_default().push(id);
+        match self.names.get(&name).map(|n| n.place) {
+            Some(Place::At { master, generation: g }) if (master, g) == (from, generation) => {
+                self.on_moved(from, &name, generation, out);
+            }
+            Some(Place::Here | Place::At { .. }) => self.release_again(&name, out),
+            Some(Place::Looking { .. } | Place::Recovering) => {}
+            None => {
+                self.names.insert(name.clone(), LocalName::looking(generation));
+                self.look_up(&name, Some(generation), out);
+            }
+        }
+    }
+
+    /// Tells the master, now known, what was released.
+    pub(super) fn release_again(&mut self, name: &LockName, out: &mut Vec<Output>) {
+        if self.released.is_empty() {
+            return;
+        }
+        let Some(place) = self.names.get(name).map(|n| n.place) else { return };
+        let (me, released) = (self.config.me, self.released.remove(name));
+        for id in released.into_iter().flatten() {
+            match place {
+                Place::Here => {
+                    let release = Numbered { op: 0, operation: Operation::RELEASE };
+                    self.operate(name, LockKey { node: me, id }, release, out);
+                }
+                Place::At { master, generation } => {
+                    self.send(master, Message::Release { name: name.clone(), generation, id }, out);
+                }
+                // With the master the lock has gone, or will not be registered.
+                Place::Looking { .. } | Place::Recovering => {}
+            }
+        }
+    }
+
     /// Gives up the mastery of resources that nobody has used for a while.
     pub(super) fn on_tick(&mut self, out: &mut Vec<Output>) {
+        self.forget_idle();
         while let Some((since, _)) = self.unused.front()
             && *since + TOSS <= self.now
         {
-            let Some((since, name)) = self.unused.pop_front() else { return };
-            let is_due = self.masters.get(&name).is_some_and(|m| {
-                m.unused_since == Some(since) && m.resource.is_unused() && !self.names.contains_key(&name)
-            });
-            if !is_due || self.leaving.is_some() {
+            let Some((_, name)) = self.unused.pop_front() else { return };
+            let now = self.now;
+            let Some(mastered) = self.masters.get_mut(&name) else { continue };
+            let is_idle = mastered.resource.is_unused()
+                && self.names.get(&name).is_none_or(|n| n.locks.is_empty() && n.place == Place::Here)
+                && self.leaving.is_none();
+            let Some(since) = mastered.unused_since.filter(|_| is_idle) else {
+                mastered.is_queued = false;
+                mastered.unused_since = None;
+                continue;
+            };
+            if now < since + TOSS {
+                // It was used in between.
+                self.unused.push_back((since, name));
                 continue;
             }
+            self.names.remove(&name);
             let Some(mastered) = self.masters.remove(&name) else { continue };
             if let Some(owner) = self.owner_of(&name) {
                 let (generation, sequence) = (mastered.generation, mastered.resource.sequence());

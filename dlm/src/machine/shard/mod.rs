@@ -24,6 +24,7 @@ macro_rules! context {
 
 mod directory;
 mod dump;
+mod fast;
 mod leave;
 mod local;
 mod master;
@@ -151,6 +152,10 @@ pub(crate) struct Shard {
     is_ready: bool,
     leaving: Option<BTreeSet<Identity>>,
     unused: VecDeque<(Instant, LockName)>,
+    /// Names on which this node has no locks any more, but still knows their masters.
+    idle: VecDeque<(Instant, LockName)>,
+    /// Locks that were released at a node which was not their master any more.
+    released: BTreeMap<LockName, Vec<LockId>>,
     owners: Owners,
     withdrawals: Withdrawals,
     /// Messages to ourselves; empty between calls.
@@ -179,6 +184,8 @@ impl Shard {
             is_ready: false,
             leaving: None,
             unused: VecDeque::new(),
+            idle: VecDeque::new(),
+            released: BTreeMap::new(),
             owners: Owners::default(),
             withdrawals: Withdrawals::default(),
             inbox: VecDeque::new(),
@@ -210,7 +217,8 @@ impl Shard {
     /// When [`Input::Tick`] is due.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let unused = self.unused.front().map(|(at, _)| *at + TOSS);
-        unused.into_iter().chain(self.withdrawals.next_deadline()).min()
+        let idle = self.idle.front().map(|(at, _)| *at + TOSS);
+        unused.into_iter().chain(idle).chain(self.withdrawals.next_deadline()).min()
     }
 
     /// The time of the last input.
@@ -264,6 +272,10 @@ impl Shard {
             }
             Message::Operate { name, generation, id, numbered } => {
                 self.on_operate(from, name, generation, id, numbered, out);
+            }
+            Message::Release { name, generation, id } => self.on_release(from, name, generation, id, out),
+            Message::NotReleased { name, generation, id } => {
+                self.on_not_released(from, name, generation, id, out);
             }
             Message::Moved { name, generation } => self.on_moved(from, &name, generation, out),
             Message::Done { id, op, completion, value_sequence } => {

@@ -1,7 +1,7 @@
 //! What happens when somebody attaches, leaves or fails (R13, R14): new bucket map, registration of all with all,
 //! rebuilt resources, and the release of what failed nodes had.
 
-use super::local::Place;
+use super::local::{LocalName, Place};
 use super::master::Mastered;
 use super::{Bucket, Output, Shard, SpaceView};
 use crate::bug::Bug;
@@ -226,6 +226,19 @@ impl Shard {
     /// Locks whose master is gone, to the owners of their buckets, who become their masters.
     fn register_locks(&mut self, out: &mut BTreeMap<Identity, Registration>) {
         let map = self.map;
+        let members = &self.view.members;
+        let is_gone =
+            |n: &LocalName| matches!(n.place, Place::At { master, .. } if !members.contains(&master));
+        let idle: Vec<LockName> = self
+            .names
+            .iter()
+            .filter(|(_, n)| n.locks.is_empty() && is_gone(n))
+            .map(|(n, _)| n.clone())
+            .collect();
+        for name in idle {
+            self.names.remove(&name);
+            self.released.remove(&name);
+        }
         for (name, local) in &mut self.names {
             if let Place::At { master, .. } = local.place
                 && !self.view.members.contains(&master)
@@ -361,7 +374,7 @@ impl Shard {
             resource.release(&cx, *who, self.config.weakest_hold, &mut events);
         }
         resource.settle(&cx, &mut events);
-        self.masters.insert(name.clone(), Mastered { generation, resource, unused_since: None });
+        self.masters.insert(name.clone(), Mastered::new(generation, resource));
         for holder in holders {
             // Before any answer: only the master is heard.
             let message = Message::Remastered { name: name.clone(), generation, map: self.map };
