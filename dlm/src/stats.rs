@@ -86,6 +86,9 @@ pub struct LockspaceStats {
     pub unlocked: u64,
     /// From the call to the grant, for this node's requests and conversions.
     pub waits: WaitHistogram,
+    /// The longest turn in which a shard worked on a view, a frame of another node or its timers, in nanoseconds: so long
+    /// a user's call may have had to wait for the shard.
+    pub turn_max_ns: u64,
 }
 
 impl LockspaceStats {
@@ -118,6 +121,7 @@ impl LockspaceStats {
             *mine += theirs;
         }
         self.waits.add(&other.waits);
+        self.turn_max_ns = self.turn_max_ns.max(other.turn_max_ns);
     }
 }
 

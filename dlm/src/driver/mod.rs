@@ -394,7 +394,7 @@ impl SessionHandler for Dlm {
             }
         };
         let Some(dlm) = self.this.upgrade() else { return };
-        let space = lock(&self.spaces).by_hash.get(&frame.space).cloned();
+        let space = lock(&self.spaces).by_hash.get(&frame.header.space).cloned();
         // Not joined any more: whoever needs an answer learns from the view.
         if let Some(space) = space {
             space.receive(&dlm, from, frame, self.now());

@@ -87,11 +87,15 @@ impl Space {
     fn enter<T>(&self, dlm: &Arc<Dlm>, index: usize, work: impl FnOnce(&mut Entered) -> T) -> Option<T> {
         let mut guard = lock(self.shards.get(index)?);
         let entered = &mut *guard;
+        let start = dlm.now();
         let result = work(entered);
         if !entered.out.is_empty() {
             self.carry_out(dlm, index, entered);
         }
         entered.uncork(dlm);
+        let turn = u64::try_from(dlm.now().since(start).as_nanos()).unwrap_or(u64::MAX);
+        let longest = &mut entered.machine.stats.turn_max_ns;
+        *longest = turn.max(*longest);
         Some(result)
     }
 

@@ -4,8 +4,8 @@
 use crate::support::{Recorder, TestRuntime, Told};
 use quorate_dlm::cache::{AcquireFlags, CacheClient, CacheConfig, CacheMode, LockCache};
 use quorate_dlm::{
-    Completion, ConvertRequest, Dlm, Flags, JoinError, LockError, LockManager, LockName, LockRequest,
-    Lockspace, LockspaceOptions, Mode, UnlockRequest, ValueBlock,
+    Completion, ConvertRequest, Dlm, Flags, JoinError, LockError, LockId, LockManager, LockName, LockQueue,
+    LockRequest, Lockspace, LockspaceOptions, Mode, UnlockRequest, ValueBlock, What,
 };
 use quorate_membership::machine::{decide, join, remove};
 use quorate_membership::{
@@ -29,6 +29,7 @@ struct State {
     number: u64,
     work: VecDeque<Work>,
     busy: bool,
+    sent: usize,
     listeners: BTreeMap<Identity, Arc<dyn ViewListener>>,
     handlers: BTreeMap<Identity, Arc<dyn SessionHandler>>,
 }
@@ -75,6 +76,11 @@ impl Cluster {
             Ok(None) => Ok(view),
             Err(refusal) => Err(RequestError::Refused(refusal)),
         }
+    }
+
+    /// How many messages were sent.
+    fn sent(&self) -> usize {
+        self.0.lock().unwrap().sent
     }
 
     fn run(&self) {
@@ -158,6 +164,7 @@ impl Sessions for Port {
     fn send(&self, to: Identity, _: ServiceId, payload: Vec<u8>) -> Result<(), SendError> {
         let mut state = self.cluster.0.lock().unwrap();
         let epoch = state.view.as_ref().unwrap().epoch;
+        state.sent += 1;
         state.work.push_back(Work::Message(self.me, to, epoch, payload));
         Ok(())
     }
@@ -314,6 +321,61 @@ fn a_frozen_node_answers_nothing_until_its_lease_is_back() {
         assert!(matches!(n[0].told.take().as_slice(), [(_, Told::Done(Completion::Stopped))]));
         let after = n[0].space.request(LockRequest::new(name("r"), Mode::EX), n[0].told.clone());
         assert_eq!(after, Err(LockError::Stopped));
+    });
+}
+
+#[test]
+fn a_queue_takes_batches_and_a_release_needs_no_answer() {
+    let cluster = Cluster::new(2);
+    test(&cluster, async {
+        let n = nodes(&cluster, 2, &LockspaceOptions::plain("test")).await;
+        let names: Vec<LockName> = (0..100).map(|i| name(&format!("r{i}"))).collect();
+        // Mastered by the first node, as long as it has them.
+        for one in &names {
+            n[0].space.request(LockRequest::new(one.clone(), Mode::NL), n[0].told.clone()).unwrap();
+        }
+        let mut granted = 0;
+        until(|| {
+            granted += n[0].granted().len();
+            granted == names.len()
+        })
+        .await;
+        let queue = LockQueue::new(n[1].space.clone());
+        for round in 0..3 {
+            let sent = cluster.sent();
+            let ids: Vec<LockId> = queue.batch(|batch| {
+                let ask = |one: &LockName| batch.request(LockRequest::new(one.clone(), Mode::EX));
+                names.iter().map(ask).collect::<Result<_, _>>().unwrap()
+            });
+            let mut told = Vec::new();
+            while told.len() < ids.len() {
+                queue.wait(&mut told).await;
+                tokio::task::yield_now().await;
+            }
+            assert!(told.iter().all(|t| matches!(t.what, What::Done(Completion::Granted(_)))));
+            // Of all shards, there and back; the first round asks for the masters before.
+            assert!(round == 0 || cluster.sent() - sent <= 2 * 16, "{} messages", cluster.sent() - sent);
+            // Who is refused now would be granted had a release been lost.
+            n[0].told.take();
+            n[0].request(&names[7], Mode::PR, Flags::NOQUEUE);
+            assert_eq!(n[0].told.take().pop().unwrap().1, Told::Done(Completion::Again));
+            told.clear();
+            queue.batch(|batch| {
+                for id in &ids {
+                    batch.unlock(*id, UnlockRequest::release()).unwrap();
+                }
+            });
+            assert!(queue.reap(&mut told));
+            assert!(
+                told.len() == ids.len() && told.iter().all(|t| t.what == What::Done(Completion::Unlocked))
+            );
+            until(|| {
+                let held = |l: &quorate_dlm::LockDump| l.node == life(2);
+                !n[0].dlm.dump()[0].resources.iter().any(|r| r.granted.iter().any(held))
+            })
+            .await;
+        }
+        assert!(n[1].dlm.dump()[0].elsewhere.is_empty());
     });
 }
 

@@ -349,6 +349,9 @@ impl Run {
             flags = Flags::NONE;
         }
         if !lock.is_keeper && self.rng.chance_ppm(250_000) {
+            if value.is_none() && self.rng.chance_ppm(500_000) {
+                flags = flags | Flags::RELEASE;
+            }
             let _ = self.world.unlock(who, id, UnlockRequest { flags, value });
         } else {
             // Holders come down again, or nobody gets anywhere.

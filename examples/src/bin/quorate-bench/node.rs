@@ -96,14 +96,14 @@ impl BenchNode {
     pub(crate) fn start(
         dir: &Path,
         id: u32,
-        contact: Option<(u32, SocketAddr)>,
+        contacts: &[(u32, SocketAddr)],
         sessions: TransportKind,
     ) -> Result<Self, Box<dyn Error>> {
         let listen = "127.0.0.1:0".parse()?;
         let mut config = NodeConfig::lan(dir.join(format!("state{id}")), credentials(dir, id)?, listen);
         config.sessions = sessions;
-        for (other, address) in contact {
-            config.peers.insert(NodeId(other), vec![address]);
+        for (other, address) in contacts {
+            config.peers.insert(NodeId(*other), vec![*address]);
         }
         let node = Node::start(config)?;
         let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime::current());

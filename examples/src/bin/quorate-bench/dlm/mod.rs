@@ -1,6 +1,11 @@
 //! The lock manager's rows.
 
+mod child;
+mod echo;
 mod local;
+mod member;
+mod recovery;
+mod remote;
 
 use crate::Options;
 use crate::table::Table;
@@ -10,13 +15,19 @@ use std::error::Error;
 pub(crate) fn measure(options: &Options) -> Result<Table, Box<dyn Error>> {
     let mut table = Table::default();
     local::measure(options, &mut table)?;
+    remote::measure(options, &mut table)?;
+    recovery::measure(options, &mut table)?;
     Ok(table)
 }
 
 /// A process that a measurement started.
 pub(crate) fn child(args: &[String]) -> Result<(), Box<dyn Error>> {
+    let rest = args.get(1..).unwrap_or_default();
     match args.first().map(String::as_str) {
         Some("memory") => local::memory_child(),
+        Some("member") => member::run(rest),
+        Some("echo-server") => echo::server(rest),
+        Some("echo-client") => echo::client(rest),
         other => Err(format!("no such child: {other:?}").into()),
     }
 }

@@ -1,0 +1,166 @@
+//! Locks that another node masters, over loopback with mutual TLS: one at a time, and a thousand under way.
+
+use super::child::Process;
+use super::echo::round_trips;
+use super::member::NAMES;
+use crate::Options;
+use crate::node::{self, TempDir};
+use crate::sample::Sample;
+use crate::table::{Bar, Better, Row, Table};
+use std::error::Error;
+
+const ROUNDS: u32 = 20_000;
+/// Operations under way in the throughput rows.
+pub(crate) const FLIGHT: u64 = 1_000;
+/// How long one throughput run lasts.
+pub(crate) const RUN_MS: u64 = 1_000;
+
+/// Both processes on one CPU.
+const PINNED: [&str; 2] = ["0", "0"];
+/// One CPU each.
+const APART: [&str; 2] = ["0", "1"];
+
+/// Two nodes: the first masters the names, the second asks.
+pub(crate) struct Pair {
+    _dir: TempDir,
+    _master: Process,
+    pub(crate) user: Process,
+}
+
+impl Pair {
+    pub(crate) fn start(cpus: [&str; 2], transport: &str) -> Result<Self, Box<dyn Error>> {
+        let dir = TempDir::new()?;
+        node::create(dir.path(), 2)?;
+        let path = dir.path().to_string_lossy().into_owned();
+        let args = |id: &str, cpu: &str| vec![path.clone(), id.into(), cpu.into(), transport.to_owned()];
+        let mut master = Process::start("member", &args("1", cpus[0]))?;
+        let address = master.expect("ready")?;
+        let mut words = args("2", cpus[1]);
+        words.push(format!("1@{address}"));
+        let mut user = Process::start("member", &words)?;
+        user.expect("ready")?;
+        for process in [&mut master, &mut user] {
+            process.order("join 2")?;
+        }
+        for process in [&mut master, &mut user] {
+            process.answer()?;
+        }
+        // Kept at NL, so that the names stay mastered there.
+        master.ask(&format!("hold 0 {NAMES} NL"))?;
+        Ok(Self { _dir: dir, _master: master, user })
+    }
+}
+
+fn micros(ns: f64) -> f64 {
+    ns / 1e3
+}
+
+pub(crate) fn measure(options: &Options, table: &mut Table) -> Result<(), Box<dyn Error>> {
+    for (key, what, cpus, bar) in [
+        ("remote-pinned", "both nodes on one CPU", PINNED, Bar::Within(1.2)),
+        ("remote-apart", "a CPU each, asleep between messages", APART, Bar::None),
+    ] {
+        if options.wants(key) {
+            round_trip(options, table, key, what, cpus, bar)?;
+        }
+    }
+    if options.wants("flight") {
+        flight(options, table)?;
+    }
+    if options.wants("parts") {
+        parts(options, table)?;
+    }
+    Ok(())
+}
+
+fn round_trip(
+    options: &Options,
+    table: &mut Table,
+    key: &'static str,
+    what: &str,
+    cpus: [&str; 2],
+    bar: Bar,
+) -> Result<(), Box<dyn Error>> {
+    let (mut ours, mut echo) = (Sample::default(), Sample::default());
+    let certificates = TempDir::new()?;
+    node::create(certificates.path(), 2)?;
+    let mut pair = Pair::start(cpus, "tcp")?;
+    pair.user.ask("ping 2000")?;
+    for _ in 0..options.runs {
+        echo.add(micros(round_trips(certificates.path(), "tcp", cpus, ROUNDS)?.0));
+        ours.add(micros(*pair.user.ask(&format!("ping {ROUNDS}"))?.first().ok_or("no figure")?));
+    }
+    table.add(Row {
+        key,
+        what: format!("lock mastered on another node, mutual TLS, p50: {what}"),
+        unit: "us",
+        better: Better::Less,
+        ours,
+        peer: Some(("echo of a message of that size over TCP with TLS".into(), echo)),
+        bar,
+    });
+    Ok(())
+}
+
+fn flight(options: &Options, table: &mut Table) -> Result<(), Box<dyn Error>> {
+    let (mut queue, mut plain) = (Sample::default(), Sample::default());
+    let mut pair = Pair::start(["-", "-"], "tcp")?;
+    pair.user.ask(&format!("queue {FLIGHT} 300"))?;
+    for _ in 0..options.runs {
+        queue.add(*pair.user.ask(&format!("queue {FLIGHT} {RUN_MS}"))?.first().ok_or("no figure")?);
+        plain.add(*pair.user.ask(&format!("plain {FLIGHT} {RUN_MS}"))?.first().ok_or("no figure")?);
+    }
+    table.add(Row {
+        key: "flight",
+        what: format!("{FLIGHT} under way, one connection, completion queue, released without reply"),
+        unit: "pairs/s",
+        better: Better::More,
+        ours: queue,
+        peer: Some(("the plain interface: a callback and a message for each".into(), plain)),
+        bar: Bar::AtLeast(500_000.0),
+    });
+    Ok(())
+}
+
+/// The price of the parts: the same lock operation through more and more of them.
+fn parts(options: &Options, table: &mut Table) -> Result<(), Box<dyn Error>> {
+    let certificates = TempDir::new()?;
+    node::create(certificates.path(), 2)?;
+    for (kind, cpus, name, where_) in [
+        ("raw", PINNED, "TCP", "pinned"),
+        ("tcp", PINNED, "TCP with TLS", "pinned"),
+        ("quic", PINNED, "QUIC", "pinned"),
+        ("tcp", APART, "TCP with TLS", "a CPU each"),
+        ("quic", APART, "QUIC", "a CPU each"),
+    ] {
+        let mut echo = [Sample::default(), Sample::default()];
+        let mut ours = [Sample::default(), Sample::default()];
+        // A lock never goes over TCP without TLS: there the echo alone is shown.
+        let mut pair = if kind == "raw" { None } else { Some(Pair::start(cpus, kind)?) };
+        for _ in 0..options.runs {
+            let (p50, p99) = round_trips(certificates.path(), kind, cpus, ROUNDS / 4)?;
+            echo[0].add(micros(p50));
+            echo[1].add(micros(p99));
+            if let Some(pair) = &mut pair {
+                let figures = pair.user.ask(&format!("ping {}", ROUNDS / 4))?;
+                for (sample, figure) in ours.iter_mut().zip(&figures) {
+                    sample.add(micros(*figure));
+                }
+            }
+        }
+        for (at, percent) in ["p50", "p99"].into_iter().enumerate() {
+            let is_lock = pair.is_some();
+            let (figure, peer) = if is_lock { (&ours[at], Some(&echo[at])) } else { (&echo[at], None) };
+            table.add(Row {
+                key: "parts",
+                what: format!("{} over {name}, {where_}, {percent}", if is_lock { "lock" } else { "echo" }),
+                unit: "us",
+                better: Better::Less,
+                ours: figure.clone(),
+                peer: peer.map(|p| ("echo of a message of that size".to_owned(), p.clone())),
+                bar: Bar::None,
+            });
+        }
+    }
+    Ok(())
+}
