@@ -407,6 +407,10 @@ impl Lockspace for ClientSpace {
         Ok(LockId(id))
     }
 
+    fn corked(&self, work: &mut dyn FnMut(&dyn Lockspace)) {
+        work(self);
+    }
+
     fn convert(&self, id: LockId, request: ConvertRequest) -> Result<(), LockError> {
         {
             let mut state = lock(&self.inner().state);
