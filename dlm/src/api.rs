@@ -157,6 +157,10 @@ pub trait LockCallbacks: Send + Sync {
 pub trait Lockspace: Send + Sync {
     /// Its name.
     fn name(&self) -> &str;
+    /// This life of this node, where the lockspace knows it.
+    fn me(&self) -> Option<quorate_membership::Identity> {
+        None
+    }
     /// How long value blocks are.
     fn value_bytes(&self) -> usize;
     /// Asks for a lock.

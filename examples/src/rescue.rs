@@ -3,6 +3,7 @@
 use quorate_gfs::claim;
 use quorate_gfs::face::{Filesystem, Ino, S_IFDIR, S_IFMT};
 use quorate_gfs::fuse::{MountOptions, Session, SessionOptions};
+use quorate_gfs::host::Host;
 use quorate_gfs::reader::Inode;
 use quorate_gfs::rescue::{RescueFs, RescueOptions};
 use quorate_gnbd::{Device, FileDevice, FileOptions};
@@ -142,12 +143,14 @@ pub fn mount(image: &Path, at: &Path) -> Outcome {
     })
 }
 
-/// Takes over the filesystem of an image for a cluster.
+/// Takes over the filesystem of an image for a cluster. Refused while this host's kernel uses the device; whether another
+/// host does, or holds reservation keys on it, cannot be seen: that is what `others_stopped` says.
 ///
 /// # Errors
 /// It cannot be claimed; nothing was changed.
 pub fn claim(image: &Path, table: &str, others_stopped: bool) -> Outcome {
     block_on(async {
+        Host::default().check(image)?;
         let done = claim::claim(&device(image, false)?, table, others_stopped).await?;
         println!(
             "{}: was {} {}, is {} {}",
@@ -167,6 +170,7 @@ pub fn claim(image: &Path, table: &str, others_stopped: bool) -> Outcome {
 /// It was not claimed; nothing was changed.
 pub fn release(image: &Path, others_stopped: bool) -> Outcome {
     block_on(async {
+        Host::default().check(image)?;
         let done = claim::release(&device(image, false)?, others_stopped).await?;
         println!(
             "{}: was {} {}, is {} {}",

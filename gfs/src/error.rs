@@ -48,6 +48,9 @@ pub enum FsError {
     /// It would have to wait, and was asked not to.
     #[error("resource temporarily unavailable")]
     WouldBlock,
+    /// A signal ended the wait.
+    #[error("interrupted")]
+    Interrupted,
     /// Waiting would never end.
     #[error("resource deadlock avoided")]
     Deadlock,
@@ -102,6 +105,7 @@ impl FsError {
             Self::TooManyLinks => 31,
             Self::Stale => 116,
             Self::WouldBlock => 11,
+            Self::Interrupted => 4,
             Self::Deadlock => 35,
             Self::NoAttribute => 61,
             Self::TooLarge => 27,

@@ -222,6 +222,18 @@ pub enum LockKind {
     Unlock,
 }
 
+/// How long to wait for an fcntl lock.
+pub use quorate_dlm::posix::{Wait, Withdraw};
+
+/// The fcntl lock that bars another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PosixHolder {
+    /// What it covers, how, and the process that has it.
+    pub lock: PosixLock,
+    /// The node of that process; `None`: this one.
+    pub node: Option<quorate_membership::NodeId>,
+}
+
 /// An fcntl lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PosixLock {
@@ -359,7 +371,7 @@ pub trait Filesystem: Send + Sync {
     fn flush(&self, ino: Ino, owner: LockOwner) -> BoxFuture<'_, Result<(), FsError>>;
     /// Makes a file's contents and attributes durable; with `data_only` only what is needed to read them back.
     fn fsync(&self, ino: Ino, data_only: bool) -> BoxFuture<'_, Result<(), FsError>>;
-    /// Closes a handle; the flock of `owner`, if any, ends.
+    /// Closes a handle; the flock of `owner`, if any, ends, and so do fcntl locks of an open file description (OFD).
     fn release(
         &self,
         ino: Ino,
@@ -424,19 +436,22 @@ pub trait Filesystem: Send + Sync {
         ino: Ino,
         owner: LockOwner,
         lock: PosixLock,
-    ) -> BoxFuture<'_, Result<Option<PosixLock>, FsError>> {
+    ) -> BoxFuture<'_, Result<Option<PosixHolder>, FsError>> {
         let _ = (ino, owner, lock);
         Box::pin(async { Err(FsError::Unsupported) })
     }
-    /// Sets or ends an fcntl lock; with `wait` waits for it (dropping the future withdraws), else `WouldBlock`.
+    /// Sets or ends an fcntl lock through an open handle; waits for it as `wait` says, else `WouldBlock`. A wait that is
+    /// withdrawn ends with `Interrupted`, or with the lock if that came first; dropping the future withdraws too, and
+    /// then the owner may have the lock until it closes the file.
     fn setlk(
         &self,
         ino: Ino,
+        handle: Handle,
         owner: LockOwner,
         lock: PosixLock,
-        wait: bool,
+        wait: Wait,
     ) -> BoxFuture<'_, Result<(), FsError>> {
-        let _ = (ino, owner, lock, wait);
+        let _ = (ino, handle, owner, lock, wait);
         Box::pin(async { Err(FsError::Unsupported) })
     }
     /// Takes or ends the flock of an open file; with `wait` waits for it (dropping the future withdraws), else

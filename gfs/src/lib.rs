@@ -8,6 +8,8 @@ pub mod fs;
 pub mod fsck;
 #[cfg(feature = "fuse")]
 pub mod fuse;
+#[cfg(feature = "fuse")]
+pub mod host;
 pub mod mkfs;
 pub mod reader;
 pub mod replay;

@@ -71,6 +71,10 @@ impl<W: Ways> Lockspace for W {
         &self.handle().space.options.name
     }
 
+    fn me(&self) -> Option<Identity> {
+        Some(self.dlm.me)
+    }
+
     fn value_bytes(&self) -> usize {
         self.handle().space.options.value_bytes
     }

@@ -278,6 +278,10 @@ impl Lockspace for Handle {
         &self.space.options.name
     }
 
+    fn me(&self) -> Option<Identity> {
+        Some(self.node)
+    }
+
     fn value_bytes(&self) -> usize {
         self.space.options.value_bytes
     }

@@ -305,6 +305,12 @@ impl PosixLocks {
         }
     }
 
+    /// Whether a holder is not on this node.
+    #[must_use]
+    pub fn is_elsewhere(&self, holder: &Holder) -> bool {
+        self.space.me() != Some(holder.node)
+    }
+
     /// Ends all locks of an owner on a file: it closed a descriptor of it. Costs nothing if it has none. Dropping the
     /// future does not stop it.
     ///

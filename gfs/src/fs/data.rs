@@ -16,15 +16,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// One transaction writes at most this many blocks of data.
-const CHUNK_BLOCKS: u64 = 256;
+pub(super) const CHUNK_BLOCKS: u64 = 256;
 /// A sequential reader is this many blocks ahead.
 const READ_AHEAD_BLOCKS: u64 = 128;
 /// With more dirty pages than this in one file, its writer writes them back.
-const DIRTY_PAGES_MAX: usize = 8192;
+pub(super) const DIRTY_PAGES_MAX: usize = 8192;
 /// Clean pages beyond this number are dropped.
 const CACHED_PAGES_MAX: usize = 64 << 10;
 /// The largest file, bytes: what a signed 64-bit offset can name.
-const FILE_BYTES_MAX: u64 = i64::MAX as u64;
+pub(super) const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 
 impl Inner {
     /// Reads up to `len` bytes.
@@ -251,7 +251,7 @@ impl Inner {
     }
 
     /// How many blocks between two are not there.
-    async fn holes(&self, dinode: &Dinode, first: u64, last: u64) -> Result<u64, FsError> {
+    pub(super) async fn holes(&self, dinode: &Dinode, first: u64, last: u64) -> Result<u64, FsError> {
         if dinode.height == 0 {
             return Ok(last - first + 1);
         }
@@ -265,7 +265,7 @@ impl Inner {
     }
 
     /// Reads the blocks that a write changes in part.
-    async fn load_edges(
+    pub(super) async fn load_edges(
         &self,
         inode: &Arc<Inode>,
         dinode: &Dinode,
@@ -288,7 +288,7 @@ impl Inner {
     }
 
     /// Puts data into the pages of blocks that are there.
-    async fn put_pages(
+    pub(super) async fn put_pages(
         &self,
         tx: &mut Tx<'_>,
         inode: &Arc<Inode>,
@@ -405,7 +405,7 @@ impl Inner {
     }
 
     /// Drops clean pages where there are too many.
-    fn shrink_pages(&self) {
+    pub(super) fn shrink_pages(&self) {
         if self.pages_cached.load(Ordering::Relaxed) <= CACHED_PAGES_MAX {
             return;
         }
@@ -426,7 +426,7 @@ impl Inner {
 }
 
 /// Only regular files have data.
-fn regular(dinode: &Dinode) -> Result<(), FsError> {
+pub(super) fn regular(dinode: &Dinode) -> Result<(), FsError> {
     match dinode.file_type() {
         Some(FileType::Regular) => Ok(()),
         Some(FileType::Directory) => Err(FsError::IsDirectory),

@@ -53,7 +53,7 @@ impl Inner {
         loop {
             let mut dinode = self.dinode_of(None, addr).await?;
             let mut cuts = Cuts::default();
-            let done = self.collect(&dinode, 0, &mut cuts).await?;
+            let done = self.collect(&dinode, 0..u64::MAX, &mut cuts).await?;
             if done {
                 cuts.freed.extend(self.ea_all_blocks(&dinode).await?);
             }

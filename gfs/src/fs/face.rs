@@ -5,7 +5,7 @@ use super::{Gfs, Inner};
 use crate::FsError;
 use crate::face::{
     Credentials, DirEntry, Entry, FallocateMode, Filesystem, FsStat, Handle, Ino, Invalidation, LockKind,
-    LockOwner, NodeKind, PosixLock, RenameFlags, Seek, SetAttr, XattrFlags,
+    LockOwner, NodeKind, PosixHolder, PosixLock, RenameFlags, Seek, SetAttr, Wait, XattrFlags,
 };
 use crate::format::{DINODE_BYTES, FileType};
 use core::time::Duration;
@@ -40,13 +40,18 @@ impl Inner {
         Ok(block[DINODE_BYTES..DINODE_BYTES + dinode.size_bytes as usize].to_vec())
     }
 
+    /// A handle with a number of its own, so that locks can be told to have been taken through it.
+    fn new_handle(&self) -> Handle {
+        Handle(1 + self.handles.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
+
     async fn open_file(&self, ino: Ino, write: bool) -> Result<Handle, FsError> {
         if write {
             self.check_writable()?;
         }
         let inode = self.inode(ino)?;
         inode.opened();
-        Ok(Handle(ino.0))
+        Ok(self.new_handle())
     }
 
     async fn create_file(
@@ -68,7 +73,7 @@ impl Inner {
                 other => other?,
             };
             self.inode(entry.attr.ino)?.opened();
-            return Ok((entry, Handle(entry.attr.ino.0)));
+            return Ok((entry, self.new_handle()));
         }
     }
 
@@ -244,8 +249,11 @@ impl Filesystem for Gfs {
         Box::pin(self.0.answer(self.0.write_file(ino, offset, data, append, kill_priv)))
     }
 
-    fn flush(&self, _ino: Ino, _owner: LockOwner) -> BoxFuture<'_, Result<(), FsError>> {
-        Box::pin(self.0.answer(async { self.0.check() }))
+    fn flush(&self, ino: Ino, owner: LockOwner) -> BoxFuture<'_, Result<(), FsError>> {
+        Box::pin(self.0.answer(async move {
+            self.0.close_posix(ino, owner).await?;
+            self.0.check()
+        }))
     }
 
     fn fsync(&self, ino: Ino, data_only: bool) -> BoxFuture<'_, Result<(), FsError>> {
@@ -255,25 +263,31 @@ impl Filesystem for Gfs {
     fn release(
         &self,
         ino: Ino,
-        _handle: Handle,
+        handle: Handle,
         owner: Option<LockOwner>,
     ) -> BoxFuture<'_, Result<(), FsError>> {
         // Not only when the future is polled: a close cannot fail, and its reference must not stay.
         if let Some(owner) = owner {
             self.0.end_flock(ino, owner);
         }
+        let owners = self.0.owners_through(ino, handle);
         self.0.unrefer(ino, 0, 1);
-        Box::pin(async { Ok(()) })
+        Box::pin(async move {
+            for owner in owners {
+                self.0.close_posix(ino, owner).await?;
+            }
+            Ok(())
+        })
     }
 
     fn fallocate(
         &self,
-        _ino: Ino,
-        _offset: u64,
-        _len: u64,
-        _mode: FallocateMode,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        mode: FallocateMode,
     ) -> BoxFuture<'_, Result<(), FsError>> {
-        Box::pin(async { Err(FsError::Unsupported) })
+        Box::pin(self.0.answer(self.0.fallocate_file(ino, offset, len, mode)))
     }
 
     fn lseek(&self, ino: Ino, offset: u64, what: Seek) -> BoxFuture<'_, Result<u64, FsError>> {
@@ -331,11 +345,22 @@ impl Filesystem for Gfs {
 
     fn getlk(
         &self,
-        _ino: Ino,
-        _owner: LockOwner,
-        _lock: PosixLock,
-    ) -> BoxFuture<'_, Result<Option<PosixLock>, FsError>> {
-        Box::pin(async { Err(FsError::Unsupported) })
+        ino: Ino,
+        owner: LockOwner,
+        lock: PosixLock,
+    ) -> BoxFuture<'_, Result<Option<PosixHolder>, FsError>> {
+        Box::pin(self.0.answer(self.0.test_posix(ino, owner, lock)))
+    }
+
+    fn setlk(
+        &self,
+        ino: Ino,
+        handle: Handle,
+        owner: LockOwner,
+        lock: PosixLock,
+        wait: Wait,
+    ) -> BoxFuture<'_, Result<(), FsError>> {
+        Box::pin(self.0.answer(self.0.set_posix(ino, handle, owner, lock, wait)))
     }
 
     fn flock(

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     Iopen = 5,
     /// `flock` of an inode.
     Flock = 6,
+    /// fcntl locks of an inode: a range lock for each owner, never cached.
+    Posix = 7,
     /// A journal, by its number.
     Journal = 9,
 }
@@ -51,6 +53,9 @@ impl Glock {
     pub(super) fn flock(block: BlockNo) -> Self {
         Self { kind: Kind::Flock, number: block.0 }
     }
+    pub(super) fn posix(block: BlockNo) -> Self {
+        Self { kind: Kind::Posix, number: block.0 }
+    }
     pub(super) fn journal(jid: u32) -> Self {
         Self { kind: Kind::Journal, number: u64::from(jid) }
     }
@@ -70,6 +75,7 @@ impl Glock {
             "3" => Kind::Rgrp,
             "5" => Kind::Iopen,
             "6" => Kind::Flock,
+            "7" => Kind::Posix,
             "9" => Kind::Journal,
             _ => return None,
         };

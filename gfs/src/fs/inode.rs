@@ -76,6 +76,15 @@ impl Inode {
         state.lookups == 0 && state.opens == 0
     }
 
+    /// Forgets cached data of these logical blocks.
+    pub(super) fn drop_page_range(&self, range: core::ops::Range<u64>) -> usize {
+        let mut pages = self.pages();
+        let before = pages.map.len();
+        pages.map.retain(|index, _| !range.contains(index));
+        pages.dirty.retain(|index| !range.contains(index));
+        before - pages.map.len()
+    }
+
     /// Forgets cached data: all of it, or what is from logical block `from` on.
     pub(super) fn drop_pages(&self, from: u64) -> usize {
         let mut pages = self.pages();

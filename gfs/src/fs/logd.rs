@@ -6,11 +6,12 @@
 
 use super::Inner;
 use super::glock::Glock;
-use super::store::{Bytes, Flush};
+use super::store::{Bytes, Flush, Logged};
 use crate::FsError;
 use crate::format::{
     BlockNo, LogDescriptor, LogFlags, LogHeader, LogHeaderV2, LogKind, META_HEADER_BYTES, StatfsChange,
 };
+use core::time::Duration;
 use futures_util::future::try_join_all;
 use quorate_gnbd::{BlockDevice, Buf, WriteFlags};
 use std::collections::VecDeque;
@@ -18,6 +19,11 @@ use std::sync::Arc;
 
 /// Ring blocks that a flush leaves free, so that a header that moves the tail always has a place.
 const SPARE_BLOCKS: u32 = 16;
+/// Locks of inodes that are given up within this time of each other, as when another node reads a directory's files
+/// one after the other, are cleaned together: one write-back, one flush with revokes for all.
+const CLEAN_TOGETHER: Duration = Duration::from_millis(20);
+/// At most so many blocks of other locks are cleaned along with a lock.
+const CLEAN_BLOCKS_MAX: usize = 2048;
 /// The largest request to the device, bytes.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
 
@@ -205,7 +211,7 @@ impl Inner {
         }
         let size = journal.ring.len() as u32; // at most 1 GiB in blocks of 512 bytes
         if size < used(&ring, size) + body.len() as u32 + SPARE_BLOCKS {
-            self.write_back_locked(None, u64::MAX).await?;
+            self.write_back_locked(|_, _| true).await?;
             self.flush_device().await?;
             self.write_header(journal, &mut ring, LogFlags::NORMAL, captured.local).await?;
             if size < used(&ring, size) + body.len() as u32 + SPARE_BLOCKS {
@@ -335,22 +341,20 @@ impl Inner {
             let middle = store.flushes.len() / 2;
             store.flushes.get(middle).map_or(u64::MAX, |flush| flush.id)
         };
-        self.write_back_locked(None, newest).await
+        self.write_back_locked(|_, logged| logged.flush <= newest).await
     }
 
-    /// Writes committed blocks in place: those of one lock, or all.
-    pub(super) async fn write_back(&self, glock: Option<Glock>) -> Result<(), FsError> {
+    /// Writes committed blocks in place, all of them.
+    pub(super) async fn write_back(&self) -> Result<(), FsError> {
         let _ring = self.ring.lock().await;
-        self.write_back_locked(glock, u64::MAX).await
+        self.write_back_locked(|_, _| true).await
     }
 
-    /// The caller holds the ring.
-    async fn write_back_locked(&self, glock: Option<Glock>, newest: u64) -> Result<(), FsError> {
+    /// Writes those committed blocks in place that are wanted. The caller holds the ring.
+    async fn write_back_locked(&self, wanted: impl Fn(u64, &Logged) -> bool) -> Result<(), FsError> {
         let blocks: Vec<(u64, u64, Bytes)> = {
             let store = self.store();
-            let wanted = store.logged.iter().filter(|(_, logged)| {
-                glock.is_none_or(|glock| logged.glock == glock) && logged.flush <= newest
-            });
+            let wanted = store.logged.iter().filter(|(block, logged)| wanted(**block, logged));
             wanted
                 .filter_map(|(&block, logged)| {
                     logged.unwritten.clone().map(|data| (block, logged.flush, data))
@@ -383,24 +387,39 @@ impl Inner {
         {
             self.flush_to(target).await?;
         }
-        if !self.store().logged.values().any(|logged| logged.glock == glock) {
-            return Ok(());
-        }
-        self.write_back(Some(glock)).await?;
-        let target = {
+        let wanted = {
+            let now = self.runtime.now();
             let mut store = self.store();
-            let blocks: Vec<u64> = store
-                .logged
-                .iter()
-                .filter(|(_, logged)| logged.glock == glock)
-                .map(|(&block, _)| block)
-                .collect();
-            if blocks.is_empty() {
+            if !store.logged.values().any(|logged| logged.glock == glock) {
                 return Ok(());
             }
-            store.revokes.extend(blocks);
+            let last = store.cleaned_at.replace(now);
+            let others = last.is_some_and(|last| now.since(last) < CLEAN_TOGETHER);
+            store.to_clean(glock, if others { CLEAN_BLOCKS_MAX } else { 0 })
+        };
+        // No flush is under way until the revokes are noted: it could hold a newer copy of another lock's block, which a
+        // revoke in the flush after it would undo.
+        let ring = self.ring.lock().await;
+        self.write_back_locked(|block, logged| logged.glock == glock || wanted.contains(&block)).await?;
+        let target = {
+            let mut store = self.store();
+            let done: Vec<u64> = store
+                .logged
+                .iter()
+                // What a transaction has changed since is live in the log again.
+                .filter(|(block, logged)| {
+                    let is_written = logged.unwritten.is_none() && !store.pending.contains_key(block);
+                    logged.glock == glock || is_written && wanted.contains(block)
+                })
+                .map(|(&block, _)| block)
+                .collect();
+            if done.is_empty() {
+                return Ok(());
+            }
+            store.revokes.extend(done);
             store.open_flush
         };
+        drop(ring);
         self.flush_to(target).await
     }
 
@@ -414,7 +433,7 @@ impl Inner {
     pub(super) async fn shut_log(&self) -> Result<(), FsError> {
         let journal = self.journal()?;
         self.flush_once(LogFlags::NORMAL | LogFlags::SHUTDOWN, false).await?;
-        self.write_back(None).await?;
+        self.write_back().await?;
         let local = self.store().statfs_local;
         let mut ring = self.ring.lock().await;
         self.flush_device().await?;

@@ -16,12 +16,14 @@ mod delete;
 mod dir;
 mod exhash;
 mod face;
+mod fallocate;
 mod flock;
 mod glock;
 mod inode;
 mod logd;
 mod mount;
 mod names;
+mod posix;
 mod readdir;
 mod recover;
 mod rename;
@@ -108,6 +110,9 @@ struct Inner {
     data_flushed: AtomicU64,
     sink: Mutex<Option<Arc<dyn Invalidation>>>,
     flocks: flock::Flocks,
+    posix: Arc<posix::Posix>,
+    /// Handles given out.
+    handles: AtomicU64,
     /// Locks that are held as long as the filesystem is mounted.
     held: Mutex<Vec<quorate_dlm::cache::Held>>,
     /// Work in the background that an unmount waits for.

@@ -5,6 +5,7 @@ use super::clock::WallClock;
 use super::flock::Flocks;
 use super::glock::{Glock, has_value_block};
 use super::logd::{Journal, Ring};
+use super::posix::Posix;
 use super::rgrp::Rgrp;
 use super::store::{Store, corrupt};
 use super::{Flusher, Gfs, Inner, System};
@@ -120,10 +121,11 @@ impl Gfs {
         }
         let client = Arc::new(Client::default());
         let config = CacheConfig { value_block: has_value_block, ..options.locks };
+        let posix = Arc::new(Posix::new(lockspace.clone()));
         let cache = LockCache::new(lockspace, runtime.clone(), lease.clone(), client.clone(), config);
         let cell = Arc::new(OnceLock::new());
         assert!(cell.set(cache.clone()).is_ok(), "the cell is new");
-        let bare = Bare { device, superblock, runtime, lease, cache: cell, options: options.clone() };
+        let bare = Bare { device, superblock, runtime, lease, cache: cell, posix, options: options.clone() };
         let result = bare.mount(&client).await;
         if result.is_err() {
             cache.shutdown().await;
@@ -141,6 +143,7 @@ impl Gfs {
         fs.log_event.notify(usize::MAX);
         fs.tasks_event.notify(usize::MAX);
         fs.flocks.clear();
+        fs.posix.clear().await;
         loop {
             let changed = fs.tasks_event.listen();
             if fs.tasks.load(Ordering::Acquire) == 0 {
@@ -232,6 +235,7 @@ struct Bare {
     runtime: Arc<dyn Runtime>,
     lease: Lease,
     cache: Arc<OnceLock<LockCache>>,
+    posix: Arc<Posix>,
     options: MountOptions,
 }
 
@@ -344,6 +348,8 @@ impl Bare {
             data_flushed: AtomicU64::new(0),
             sink: Mutex::new(self.options.invalidation.clone()),
             flocks: Flocks::default(),
+            posix: self.posix.clone(),
+            handles: AtomicU64::new(0),
             held: Mutex::new(Vec::new()),
             tasks: AtomicUsize::new(0),
             tasks_event: event_listener::Event::new(),

@@ -8,10 +8,11 @@
 //! go on. A metadata block is written in place only in a state that a flush has committed (gfs2.md 9.4).
 
 use super::Inner;
-use super::glock::Glock;
+use super::glock::{Glock, Kind};
 use crate::FsError;
 use crate::format::{BlockNo, MetaHeader, MetaType};
 use quorate_gnbd::{BlockDevice, Buf};
+use quorate_membership::Instant;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -69,6 +70,8 @@ pub(super) struct Store {
     pub(super) statfs_changed: bool,
     /// Freed blocks, which may not be used again before this flush is durable (gfs2.md 4.3).
     pub(super) freed: BTreeMap<u64, u64>,
+    /// When a lock was given up last whose blocks had to be cleaned.
+    pub(super) cleaned_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -163,6 +166,14 @@ impl Store {
         if let Some(flush) = self.flushes.iter_mut().find(|candidate| candidate.id == flush) {
             flush.unwritten -= 1;
         }
+    }
+
+    /// Committed blocks of other inodes than `glock`'s that nobody has changed since, at most `max` of them.
+    pub(super) fn to_clean(&self, glock: Glock, max: usize) -> BTreeSet<u64> {
+        let others = self.logged.iter().filter(|(block, logged)| {
+            logged.glock != glock && logged.glock.kind == Kind::Inode && !self.pending.contains_key(block)
+        });
+        others.map(|(&block, _)| block).take(max).collect()
     }
 
     /// A flush took this block into the log.

@@ -7,6 +7,7 @@ use super::inode::Inode;
 use super::tree::{Unit, kind_at, pointer_at, set_pointer_at};
 use crate::FsError;
 use crate::format::{BlockNo, DINODE_BYTES, Dinode, DinodeFlags, MetaType};
+use core::ops::Range;
 use quorate_membership::BoxFuture;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,6 +26,13 @@ pub(super) struct Cuts {
     cut_blocks: BTreeSet<u64>,
     /// Blocks to free.
     pub(super) freed: Vec<BlockNo>,
+}
+
+impl Cuts {
+    /// How many pointer blocks change.
+    pub(super) fn changes(&self) -> usize {
+        self.cut_blocks.len()
+    }
 }
 
 impl Inner {
@@ -68,7 +76,7 @@ impl Inner {
             self.zero_edge(inode, &dinode, keep - 1, block).await?;
         }
         let mut cuts = Cuts::default();
-        let done = self.collect(&dinode, keep, &mut cuts).await?;
+        let done = self.collect(&dinode, keep..u64::MAX, &mut cuts).await?;
         dinode.size_bytes = size_bytes;
         if done {
             // The usual case: all in one transaction.
@@ -125,7 +133,7 @@ impl Inner {
             let mut dinode = self.dinode_of(None, own).await?;
             let keep = dinode.size_bytes.div_ceil(self.size.usize() as u64);
             let mut cuts = Cuts::default();
-            let done = self.collect(&dinode, keep, &mut cuts).await?;
+            let done = self.collect(&dinode, keep..u64::MAX, &mut cuts).await?;
             self.cut(&mut dinode, cuts, done).await?;
             if done {
                 return Ok(());
@@ -183,21 +191,25 @@ impl Inner {
         rgrps.iter().map(|&index| self.rgrps[index].entry.length as usize).sum()
     }
 
-    /// Collects what hangs in a tree from logical block `keep` on, from the right; `false` if there is more.
-    pub(super) async fn collect(&self, dinode: &Dinode, keep: u64, cuts: &mut Cuts) -> Result<bool, FsError> {
+    /// Collects what hangs in a tree at these logical blocks, from the right; `false` if there is more.
+    pub(super) async fn collect(
+        &self,
+        dinode: &Dinode,
+        range: Range<u64>,
+        cuts: &mut Cuts,
+    ) -> Result<bool, FsError> {
         if dinode.height == 0 {
             return Ok(true);
         }
-        self.collect_at(dinode, dinode.inum.addr, 0, 0, keep, cuts).await
+        self.collect_at(dinode, dinode.inum.addr, (0, 0), range, cuts).await
     }
 
     fn collect_at<'a>(
         &'a self,
         dinode: &'a Dinode,
         block: BlockNo,
-        level: usize,
-        base: u64,
-        keep: u64,
+        (level, base): (usize, u64),
+        range: Range<u64>,
         cuts: &'a mut Cuts,
     ) -> BoxFuture<'a, Result<bool, FsError>> {
         Box::pin(async move {
@@ -207,8 +219,12 @@ impl Inner {
             let span = self.size.span_blocks(height, level);
             for index in (0..self.pointers_at(level)).rev() {
                 let first = base.saturating_add(span.saturating_mul(index as u64));
-                if first.saturating_add(span) <= keep {
+                let end = first.saturating_add(span);
+                if end <= range.start {
                     break;
+                }
+                if range.end <= first {
+                    continue;
                 }
                 let child = pointer_at(&data, level, index).unwrap_or(BlockNo::NONE);
                 if child.is_none() {
@@ -217,11 +233,11 @@ impl Inner {
                 if FREES_MAX <= cuts.freed.len() || CUTS_MAX <= cuts.cut_blocks.len() {
                     return Ok(false);
                 }
-                if level + 1 < height && !self.collect_at(dinode, child, level + 1, first, keep, cuts).await?
-                {
+                let below = (level + 1, first);
+                if level + 1 < height && !self.collect_at(dinode, child, below, range.clone(), cuts).await? {
                     return Ok(false);
                 }
-                if keep <= first {
+                if range.start <= first && end <= range.end {
                     cuts.pointers.push((block, level, index));
                     cuts.cut_blocks.insert(block.0);
                     cuts.freed.push(child);

@@ -9,7 +9,7 @@
 use super::codec::{Header, Op, Reply, Unique};
 use super::done::Done;
 use super::session::Shared;
-use crate::face::{Handle, Ino};
+use crate::face::{Handle, Ino, Withdraw};
 use core::time::Duration;
 use futures_util::future::{Either, select};
 use quorate_membership::BoxFuture;
@@ -59,17 +59,21 @@ enum OnInterrupt {
 }
 
 /// What is remembered of a request while it waits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) unique: Unique,
     pid: u32,
     on_interrupt: OnInterrupt,
+    /// Raised by an interrupt; the operation itself says then how it ended.
+    pub(crate) withdraw: Option<Withdraw>,
 }
 
 impl Request {
     pub(crate) fn new(header: &Header, op: &Op<'_>) -> Self {
         let on_interrupt = match op {
-            Op::Setlk { wait: true, .. } => OnInterrupt::End,
+            Op::Setlk { wait: true, lock } if lock.flock => OnInterrupt::End,
+            // Not simply dropped: a lock that was granted just then must not stay unknown to its owner.
+            Op::Setlk { wait: true, .. } => OnInterrupt::EndIfKilled,
             Op::Getattr { .. }
             | Op::Readlink
             | Op::Read { .. }
@@ -81,7 +85,9 @@ impl Request {
             | Op::Readdir { plus: false, .. } => OnInterrupt::EndIfKilled,
             _ => OnInterrupt::LeaveIfKilled,
         };
-        Self { unique: header.unique, pid: header.pid, on_interrupt }
+        let is_posix_wait = matches!(op, Op::Setlk { wait: true, lock } if !lock.flock);
+        let withdraw = is_posix_wait.then(Withdraw::default);
+        Self { unique: header.unique, pid: header.pid, on_interrupt, withdraw }
     }
 }
 
@@ -167,6 +173,9 @@ pub(crate) async fn wait(shared: Arc<Shared>, request: Request, mut future: Pend
         Either::Left((answer, _)) => Some(answer),
         Either::Right(_) => None,
     };
+    if let (None, Some(withdraw)) = (&answer, &request.withdraw) {
+        withdraw.raise();
+    }
     while answer.is_none() {
         let ended = shared.requests.has_ended();
         if ended || request.on_interrupt == OnInterrupt::End || is_being_killed(request.pid) {

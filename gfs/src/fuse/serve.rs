@@ -6,7 +6,8 @@ use super::request::{Answer, OpenKind, Pending};
 use crate::FsError;
 use crate::face::{
     self, Credentials, DirEntry, Entry, FallocateMode, Filesystem, Ino, Invalidation, LockKind, LockOwner,
-    NodeKind, PosixLock, RenameFlags, Seek, SetAttr, SetTime, Timestamp, XattrFlags,
+    NodeKind, PosixHolder, PosixLock, RenameFlags, Seek, SetAttr, SetTime, Timestamp, Wait, Withdraw,
+    XattrFlags,
 };
 use core::time::Duration;
 use quorate_membership::BoxFuture;
@@ -109,7 +110,8 @@ impl Server {
     }
 
     /// Starts an operation. Session-level ones (INIT, FORGET, INTERRUPT) never come here.
-    pub(crate) fn handle(&self, header: &Header, op: Op<'_>) -> Pending {
+    /// `withdraw` ends the wait for an fcntl lock.
+    pub(crate) fn handle(&self, header: &Header, op: Op<'_>, withdraw: Option<Withdraw>) -> Pending {
         let cred = Credentials { uid: header.uid, gid: header.gid, groups: Vec::new(), pid: header.pid };
         let ino = self.ino(header.node);
         let s = self.clone();
@@ -219,7 +221,8 @@ impl Server {
                 if lock.flock {
                     s.fs.flock(ino, owner, lock_kind(lock.kind), wait).await
                 } else {
-                    s.fs.setlk(ino, owner, posix(&lock), wait).await
+                    let wait = withdraw.filter(|_| wait).map_or(Wait::No, Wait::Until);
+                    s.fs.setlk(ino, face::Handle(lock.handle.0), owner, posix(&lock), wait).await
                 }
             }),
             Op::Fallocate { offset, length, mode, .. } => answer(async move {
@@ -544,13 +547,16 @@ fn posix(lock: &codec::LockOp) -> PosixLock {
     PosixLock { kind: lock_kind(lock.kind), start: lock.start, end, pid: lock.pid }
 }
 
-fn conflict(lock: &PosixLock) -> Reply {
+fn conflict(holder: &PosixHolder) -> Reply {
+    let lock = &holder.lock;
     let kind = match lock.kind {
         LockKind::Read => LockType::Read,
         LockKind::Write => LockType::Write,
         LockKind::Unlock => LockType::Unlock,
     };
-    Reply::Lock { kind, start: lock.start, end: lock.end.min(OFFSET_MAX), pid: lock.pid }
+    // A number of another node would name some process of this one: 0 is nobody's.
+    let pid = if holder.node.is_none() { lock.pid } else { 0 };
+    Reply::Lock { kind, start: lock.start, end: lock.end.min(OFFSET_MAX), pid }
 }
 
 #[cfg(test)]
@@ -595,7 +601,8 @@ mod tests {
             flock: false,
         };
         assert_eq!(posix(&lock).end, u64::MAX);
-        let Reply::Lock { end, .. } = conflict(&posix(&lock)) else { panic!("it is a lock") };
+        let holder = PosixHolder { lock: posix(&lock), node: None };
+        let Reply::Lock { end, .. } = conflict(&holder) else { panic!("it is a lock") };
         assert_eq!(end, OFFSET_MAX);
     }
 }

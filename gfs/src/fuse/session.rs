@@ -268,7 +268,8 @@ impl Shared {
             Op::Destroy => self.reply(header.unique, &Reply::Empty),
             op => {
                 let request = Request::new(&header, &op);
-                self.handle(request, self.server.handle(&header, op));
+                let future = self.server.handle(&header, op, request.withdraw.clone());
+                self.handle(request, future);
             }
         }
     }

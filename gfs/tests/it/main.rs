@@ -6,7 +6,11 @@ mod fs;
 mod fsck;
 #[cfg(feature = "fuse")]
 mod fuse;
+#[cfg(feature = "fuse")]
+mod host;
 mod mkfs;
 mod replay;
 mod rescue;
 mod tools;
+#[cfg(feature = "fuse")]
+mod uml;

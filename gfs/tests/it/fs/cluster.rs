@@ -4,6 +4,7 @@ use super::harness::{Node, User, cluster, cred, judge, run};
 use quorate_gfs::FsError;
 use quorate_gfs::face::{Filesystem, LockKind, LockOwner, RenameFlags};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 const SIZE: u64 = 96 << 20;
 
@@ -37,6 +38,30 @@ fn every_node_sees_at_once_what_another_wrote() {
         }
         unmount(&nodes).await;
         judge("seen", &disk.memory.bytes());
+    });
+}
+
+#[test]
+fn files_that_another_node_wrote_are_given_up_together() {
+    const FILES: u64 = 150;
+    run(async {
+        let (disk, nodes) = cluster(SIZE, 2).await;
+        let (writer, reader) = (User(&nodes[0].gfs), User(&nodes[1].gfs));
+        let dir = writer.mkdir(writer.root(), "dir").await.unwrap();
+        for i in 0..FILES {
+            let ino = writer.create(dir, &format!("{i}")).await.unwrap();
+            writer.write(ino, 0, &vec![i as u8; 5000]).await.unwrap();
+        }
+        let before = disk.flushes.load(Ordering::Relaxed);
+        for i in 0..FILES {
+            let ino = reader.walk(&format!("dir/{i}")).await.unwrap();
+            assert!(reader.read(ino).await.unwrap() == vec![i as u8; 5000], "file {i}");
+        }
+        let flushes = disk.flushes.load(Ordering::Relaxed) - before;
+        println!("{FILES} files read on another node: {flushes} flushes of the device");
+        assert!(flushes < FILES / 2, "{flushes} flushes for {FILES} files");
+        unmount(&nodes).await;
+        judge("together", &disk.memory.bytes());
     });
 }
 

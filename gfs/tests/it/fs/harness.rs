@@ -168,6 +168,17 @@ pub(crate) async fn formatted(size_bytes: u64, journals: u32) -> Disk {
     disk
 }
 
+/// A filesystem for one process alone.
+pub(crate) async fn formatted_alone(size_bytes: u64) -> Disk {
+    let disk = Disk::new(vec![0; size_bytes as usize]);
+    let mut options = MkfsOptions::new(1);
+    options.journal_bytes = 8 << 20;
+    options.now = Timestamp { sec: 1_000_000, nsec: 0 };
+    (options.lock_proto, options.lock_table) = ("lock_nolock".into(), String::new());
+    mkfs(&disk, &options).await.unwrap();
+    disk
+}
+
 /// Runs a test on two threads, and ends it if it hangs.
 pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

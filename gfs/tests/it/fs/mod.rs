@@ -2,6 +2,7 @@
 
 mod cluster;
 mod crash;
+mod fallocate;
 pub(crate) mod harness;
 mod model;
 mod single;

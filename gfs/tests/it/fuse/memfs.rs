@@ -497,20 +497,23 @@ impl Filesystem for MemFs {
         ino: Ino,
         owner: LockOwner,
         lock: PosixLock,
-    ) -> BoxFuture<'_, Result<Option<PosixLock>, FsError>> {
-        ready(
-            self.state().inode(ino).map(|i| {
-                i.locks.iter().find(|(o, l)| *o != owner && bars(l.kind, lock.kind)).map(|(_, l)| *l)
-            }),
-        )
+    ) -> BoxFuture<'_, Result<Option<PosixHolder>, FsError>> {
+        ready(self.state().inode(ino).map(|i| {
+            i.locks
+                .iter()
+                .find(|(o, l)| *o != owner && bars(l.kind, lock.kind))
+                .map(|(_, l)| PosixHolder { lock: *l, node: None })
+        }))
     }
     fn setlk(
         &self,
         ino: Ino,
+        _: Handle,
         owner: LockOwner,
         lock: PosixLock,
-        wait: bool,
+        wait: Wait,
     ) -> BoxFuture<'_, Result<(), FsError>> {
+        let wait = matches!(wait, Wait::Until(_));
         // Whole files only: ranges are the business of the real filesystem.
         Box::pin(self.until(wait, move |state| {
             let locks = &mut state.inode(ino)?.locks;

@@ -8,6 +8,7 @@
 //! All three are this test binary; the process that serves the mount never touches it.
 
 mod client;
+mod locks;
 mod memfs;
 mod server;
 
@@ -56,7 +57,9 @@ fn role() {
     let scenario = std::env::var(SCENARIO).unwrap_or_default();
     match std::env::var(ROLE).as_deref() {
         Ok("server") => server::run(&scenario),
+        Ok("client") if scenario.starts_with("locks_") => locks::run(&scenario),
         Ok("client") => client::run(&scenario),
+        Ok("helper") if scenario.starts_with("locker ") => locks::work(&scenario[7..]),
         Ok("helper") => client::help(&scenario),
         _ => {}
     }
@@ -170,6 +173,16 @@ fn an_ordinary_user_mounts_through_fusermount() {
     std::os::unix::fs::chown(&mountpoint, Some(65534), Some(65534)).unwrap();
     let mut server = in_role_from(program, "server", "as_user");
     finish("as_user", server.env(MOUNTPOINT, &mountpoint));
+}
+
+#[test]
+fn fcntl_locks_of_two_nodes_answer_as_the_kernel_on_tmpfs() {
+    run("locks_as_tmpfs");
+}
+
+#[test]
+fn fcntl_waits_across_nodes_end_with_the_lock_or_the_process() {
+    run("locks_wait");
 }
 
 /// Figures, printed with `--nocapture`; nothing is demanded of them.
