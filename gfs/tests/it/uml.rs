@@ -163,7 +163,7 @@ sync
 i=0; while [ $i -lt 400 ]; do rm many/f$i; i=$((i+7)); done
 mv dir/small many/moved
 echo changed > many/f1
-sync
+sync many/f1 many
 "#;
     let Some(log) = guest(test, &dir, &[&image], job) else { return };
     assert!(log.contains("mounted"), "{log}");

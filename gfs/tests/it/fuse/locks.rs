@@ -113,6 +113,14 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // With its files open the mount would be busy.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// The kernel's form of a lock.
 fn flock_of(kind: &str, start: i64, len: i64) -> libc::flock {
     let l_type = match kind {
