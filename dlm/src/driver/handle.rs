@@ -5,7 +5,7 @@ use super::space::{Entered, Space};
 use crate::machine::map::{SHARDS, bucket_of, shard_of};
 use crate::slots::shard_of_lock;
 use crate::{ConvertRequest, Flags, LockCallbacks, LockError, LockId, LockRequest, Lockspace, UnlockRequest};
-use quorate_membership::{Instant, NodeId};
+use quorate_membership::{Identity, Instant, NodeId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -72,7 +72,7 @@ impl<W: Ways> Lockspace for W {
     }
 
     fn me(&self) -> Option<Identity> {
-        Some(self.dlm.me)
+        Some(self.handle().dlm.me)
     }
 
     fn value_bytes(&self) -> usize {
