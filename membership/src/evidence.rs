@@ -115,7 +115,6 @@ pub struct Evidence {
 
 impl Evidence {
     /// Cuts every list to its limit. A proposer calls it last.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the proposer of the next change calls it"))]
     pub(crate) fn trim(&mut self) {
         let over = self.observations.len().saturating_sub(OBSERVATIONS_MAX);
         self.observations.truncate(OBSERVATIONS_MAX);

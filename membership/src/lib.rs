@@ -1,5 +1,6 @@
 //! Cluster membership: who is in the cluster, agreed by Paxos, numbered by epochs, and what removed nodes left behind.
 
+mod delta;
 #[cfg(feature = "driver")]
 pub mod driver;
 mod evidence;
@@ -18,6 +19,7 @@ mod time;
 mod trust;
 mod view;
 
+pub use delta::{Delta, Step};
 pub use evidence::{
     BrokenPair, COUNTS_MAX, Count, Evidence, LOSS_WINDOW, NOTE_BYTES_MAX, OBSERVATIONS_MAX, Observation,
     Report, Why,

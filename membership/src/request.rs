@@ -68,6 +68,28 @@ pub enum Request {
     },
 }
 
+/// In a few words, for people.
+impl core::fmt::Display for Request {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Attach(wanted) => write!(f, "attach to {} ({:?})", wanted.resource, wanted.safety),
+            Self::Detach(resource) => write!(f, "detach from {resource}"),
+            Self::Prove { debtor, proof, .. } => write!(f, "prove of {debtor}: {proof:?}"),
+            Self::Leave { give_up_vote: true } => write!(f, "leave and give up the vote"),
+            Self::Leave { give_up_vote: false } => write!(f, "leave"),
+            Self::SetRoster(entries) => {
+                let nodes: Vec<String> = entries.keys().map(ToString::to_string).collect();
+                write!(f, "set the roster's entries of nodes {}", nodes.join(", "))
+            }
+            Self::RemoveNode(node) => write!(f, "strike node {node} from the roster"),
+            Self::Evict { who, reason } => write!(f, "evict {who}: {reason}"),
+            Self::Enrol(id, entry) => write!(f, "enrol storage server {id} ({})", entry.name),
+            Self::Retire(id) => write!(f, "retire storage server {id}"),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
 /// What to attach to, and what it needs if the asking life fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachRequest {

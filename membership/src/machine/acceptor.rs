@@ -9,6 +9,7 @@ use super::durable::{Accepted, Record};
 use super::member::Member;
 use super::wire::ControlMsg;
 use super::writes::Then;
+use crate::delta::Delta;
 use crate::proof::{Accept, Ballot};
 use crate::{Epoch, Identity, NodeId, View};
 use std::collections::BTreeMap;
@@ -40,18 +41,20 @@ impl Member {
         self.send(to, ControlMsg::Promise { epoch, ballot, state, accepted });
     }
 
-    pub(super) fn on_accept(&mut self, from: NodeId, ballot: Ballot, view: View) {
-        let epoch = view.epoch;
-        if view.cluster != self.disk.cluster || change::fault(&view).is_some() {
+    pub(super) fn on_accept(&mut self, from: NodeId, ballot: Ballot, delta: Delta) {
+        let epoch = delta.epoch();
+        if delta.cluster() != self.disk.cluster {
             return;
         }
         if !self.is_for_next(from, epoch) {
             if self.epoch() < epoch {
                 // It overtook the decision it builds on, which is on its way most likely.
-                self.early = Some((from, ballot, Box::new(view)));
+                self.early = Some((from, ballot, Box::new(delta)));
             }
             return;
         }
+        let view = self.tip.as_ref().and_then(|tip| delta.apply(tip));
+        let Some(view) = view.filter(|v| change::fault(v).is_none()) else { return };
         if ballot < self.disk.promised {
             let promised = self.disk.promised;
             self.send(from, ControlMsg::Preempted { promised });
@@ -81,11 +84,11 @@ impl Member {
     /// A record was installed: perhaps one that arrived too early is the next one now.
     pub(super) fn take_early(&mut self) {
         if self.stopped.is_none()
-            && self.early.as_ref().is_some_and(|(_, _, view)| view.epoch <= self.epoch().next())
-            && let Some((from, ballot, view)) = self.early.take()
-            && view.epoch == self.epoch().next()
+            && self.early.as_ref().is_some_and(|(_, _, delta)| delta.epoch() <= self.epoch().next())
+            && let Some((from, ballot, delta)) = self.early.take()
+            && delta.epoch() == self.epoch().next()
         {
-            self.on_accept(from, ballot, *view);
+            self.on_accept(from, ballot, *delta);
         }
     }
 

@@ -37,6 +37,14 @@ pub enum Bug {
     ForcesInSilence,
     /// The cluster's version is raised before everybody speaks it.
     RaisesVersionEarly,
+    /// The leader's own silence suffices to remove a member, whatever the other observers say.
+    LeaderAlone,
+    /// The first failure of an incident is removed without waiting for the others that are about to be found.
+    CutsAtOnce,
+    /// A node that was removed for its paths is let in again without having shown better ones (R3).
+    ReadmitsAtOnce,
+    /// More than a cover of the broken pairs is removed: both ends of each (R3).
+    RemovesBothEnds,
 }
 
 /// Whether the machine `$m` was told to make mistake `$b`; false in ordinary builds.

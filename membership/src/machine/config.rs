@@ -6,7 +6,7 @@ use core::time::Duration;
 /// How many voters a cluster may have: up to here the lowest live one leads with a pre-promised ballot (R5).
 pub const VOTERS_MAX: usize = 8;
 /// How many nodes a roster may name.
-pub const ROSTER_MAX: usize = 64;
+pub const ROSTER_MAX: usize = 1_024;
 /// How many storage servers may be enrolled.
 pub const SERVERS_MAX: usize = 64;
 /// How many attachments one record may hold, debts included.

@@ -1,9 +1,11 @@
 //! What a node keeps on disk: the counter of its lives, its promise, what it accepted, and the chain (R1, R4).
 
+use super::kept::Chain;
+use crate::delta::Step;
 use crate::proof::{Accept, Ballot, Decision};
 use crate::{Cause, ClusterId, Epoch, Incarnation, NodeId, RosterEntry, StateId, View, Voter, VoterSet};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 /// How many decisions a node keeps at least, once it has them: a storage server that missed no more than these can
 /// be brought up to date from any member (R9).
@@ -11,7 +13,7 @@ pub const CHAIN_KEPT_MIN: usize = 1_024;
 /// How many it has when it drops old ones.
 pub const CHAIN_KEPT_MAX: usize = 2_048;
 /// The version of the encoding of [`Durable`] and [`Record`].
-pub const STATE_VERSION: u8 = 1;
+pub const STATE_VERSION: u8 = 2;
 
 /// The contents of a state directory. Untrusted when read back; see [`Durable::decode`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +31,7 @@ pub struct Durable {
     /// What was accepted for the epoch after the chain's end.
     pub accepted: Option<Accepted>,
     /// The newest decisions without gaps, oldest first. Empty in a directory that never learnt anything.
-    pub chain: VecDeque<Decision>,
+    pub chain: Chain,
 }
 
 /// A record this acceptor said yes to.
@@ -50,6 +52,8 @@ pub enum Record {
     Accepted(Box<Accepted>),
     /// A decision. One that does not follow the chain's end replaces the chain.
     Decided(Box<Decision>),
+    /// A decision that follows the chain's end.
+    Step(Box<Step>),
 }
 
 /// Bytes that are no state of this version.
@@ -78,7 +82,7 @@ impl Durable {
             life: Incarnation(0),
             promised: Ballot::default(),
             accepted: None,
-            chain: VecDeque::new(),
+            chain: Chain::default(),
         }
     }
 
@@ -99,7 +103,7 @@ impl Durable {
         let view = View { epoch: Epoch(1), roster, voters, cause: Cause::Created, ..View::empty(cluster) };
         let accept = Accept { state, ballot: Ballot::default(), acknowledged_ns_ago: BTreeMap::new() };
         let mut durable = Self::empty(cluster, node, state);
-        durable.chain.push_back(Decision { view, accepts: BTreeMap::from([(node, accept)]) });
+        durable.chain.push(Decision { view, accepts: BTreeMap::from([(node, accept)]) });
         durable
     }
 
@@ -121,7 +125,7 @@ impl Durable {
     /// The epoch of the newest decision; zero if there is none.
     #[must_use]
     pub fn tip(&self) -> Epoch {
-        self.chain.back().map_or(Epoch(0), |d| d.view.epoch)
+        self.chain.epoch()
     }
 
     /// Carries out a record. Stale ones are without effect, so a log may be replayed over a newer snapshot.
@@ -137,23 +141,11 @@ impl Durable {
                     self.accepted = Some(*accepted);
                 }
             }
-            Record::Decided(decision) => self.decided(*decision),
+            Record::Decided(decision) => self.chain.push(*decision),
+            Record::Step(step) => self.chain.push_step(*step),
         }
-    }
-
-    fn decided(&mut self, decision: Decision) {
-        let epoch = decision.view.epoch;
-        if epoch <= self.tip() {
-            return;
-        }
-        if epoch != self.tip().next() {
-            self.chain.clear();
-        }
-        self.chain.push_back(decision);
-        if CHAIN_KEPT_MAX < self.chain.len() {
-            self.chain.drain(..self.chain.len() - CHAIN_KEPT_MIN);
-        }
-        if self.accepted.as_ref().is_some_and(|a| a.view.epoch <= epoch) {
+        let tip = self.tip();
+        if self.accepted.as_ref().is_some_and(|a| a.view.epoch <= tip) {
             self.accepted = None;
         }
     }
@@ -170,15 +162,7 @@ impl Durable {
     /// See [`StateError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let durable: Self = decode(bytes)?;
-        let gap = durable
-            .chain
-            .iter()
-            .zip(durable.chain.iter().skip(1))
-            .any(|(a, b)| b.view.epoch != a.view.epoch.next());
-        if gap {
-            return Err(StateError::Damaged("the chain has a gap"));
-        }
-        if durable.chain.iter().any(|d| d.view.cluster != durable.cluster) {
+        if !durable.chain.is_of(durable.cluster) {
             return Err(StateError::Damaged("the chain is of another cluster"));
         }
         if durable.accepted.as_ref().is_some_and(|a| a.view.epoch != durable.tip().next()) {
@@ -247,7 +231,7 @@ mod tests {
     #[test]
     fn a_decision_ends_what_was_accepted_for_its_epoch_and_stale_records_change_nothing() {
         let mut d = durable();
-        let first = d.chain[0].clone();
+        let first = d.chain.since(Epoch(0))[0].clone();
         let view = View { epoch: Epoch(2), ..first.view.clone() };
         let accept = Accept { ballot: Ballot { round: 3, node: 1 }, ..first.accepts[&NodeId(1)].clone() };
         let accepted = Record::Accepted(Box::new(Accepted { view: view.clone(), accept: accept.clone() }));

@@ -4,11 +4,13 @@ use super::bug::bug;
 use super::io::{Output, Peer};
 use super::member::Member;
 use super::wire::{ControlMsg, Heartbeat, HeartbeatAck};
-use crate::proof::Decision;
+use crate::proof::{Accept, Decision};
 use crate::{Epoch, Identity, Instant, NodeId, StateId};
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+/// How many members one heartbeat reports. More are reported once the first are removed.
+const REPORTS_MAX: usize = 256;
 /// How many ends of leases are remembered for lives that owe nothing any more.
 const OVER_KEPT_MAX: usize = 256;
 
@@ -22,30 +24,67 @@ pub(super) struct Acks {
 }
 
 impl Member {
-    /// Sends heartbeats when they are due, to everybody in the roster: members, and who may be one.
+    /// Sends heartbeats when they are due; between two of them to the voters alone if there is something to tell.
     pub(super) fn heartbeat(&mut self) {
-        if self.stopped.is_some() || self.now < self.heartbeat_at {
+        let due = self.heartbeat_at <= self.now;
+        let early = self.beat_soon && self.early_beat_at <= self.now;
+        if self.stopped.is_some() || !(due || early) {
             return;
         }
-        self.heartbeat_at = self.now + self.config.heartbeat_interval;
+        if due {
+            self.heartbeat_at = self.now + self.config.heartbeat_interval;
+        }
+        self.beat_soon = false;
+        self.early_beat_at = self.now + self.config.retry_interval / 2;
+        let hears = self.heard_nodes();
+        let hears = match &self.tip {
+            // A thousand names in every heartbeat would be a million a round; the voters are what it depends on.
+            Some(tip) if !self.peers.watch.small => {
+                hears.into_iter().filter(|n| tip.voters.voters.contains_key(n)).collect()
+            }
+            _ => hears,
+        };
         let beat = Heartbeat {
             sent_ns: self.now.0,
             epoch: self.epoch(),
             stored: self.writes.stored,
             state: self.disk.state,
             wants_in: self.wants_in && !self.is_member() && !self.is_witness(),
-            hears: self.heard_nodes(),
+            hears,
+            reports: self.peers.silent.iter().take(REPORTS_MAX).map(|(w, r)| (*w, *r)).collect(),
+            leader: self.leader_said(),
             waits: self.waits,
             speaks: self.config.speaks,
             version: self.version(),
         };
-        for to in self.others() {
+        for to in self.beaten(due) {
             self.out.push(Output::Send { to, life: None, msg: ControlMsg::Heartbeat(beat.clone()) });
         }
-        if self.may_lease(self.me, self.epoch()) {
+        if due && self.may_lease(self.me, self.epoch()) {
             self.acks.given.insert(self.me.identity(), self.now);
             self.acks.got.insert(self.me.node, (self.disk.state, self.now));
         }
+    }
+
+    /// Who gets a heartbeat: everybody in a small roster. In a large one the voters, whose acknowledgements are the
+    /// lease (R8), and whoever observes this member; between two heartbeats the voters only.
+    fn beaten(&mut self, due: bool) -> BTreeSet<NodeId> {
+        let Some(tip) = self.tip.clone() else { return self.others() };
+        let voters = tip.voters.voters.keys().copied();
+        let mut to: BTreeSet<NodeId> = match (self.peers.watch.small, due) {
+            (true, true) => return self.others(),
+            (_, false) => voters.collect(),
+            (false, true) => voters.chain(self.peers.watch.observers.iter().copied()).collect(),
+        };
+        if !self.is_in(&tip) {
+            // Whoever is outside may know old voters only: it also tries those it was told of, and one of the rest.
+            to.extend(&self.contacts);
+            let roster = tip.roster.len() as u64;
+            let one = usize::try_from(self.rng.below(roster.max(1))).unwrap_or(0);
+            to.extend(tip.roster.keys().nth(one));
+        }
+        to.remove(&self.me.node);
+        to
     }
 
     pub(super) fn on_heartbeat(&mut self, from: Peer, beat: &Heartbeat) {
@@ -54,12 +93,19 @@ impl Member {
         if leases {
             self.acks.given.insert(from.identity(), self.now);
         }
-        let ack = HeartbeatAck { sent_ns: beat.sent_ns, epoch: self.epoch(), state: self.disk.state, leases };
+        let member = self.tip.as_ref().is_some_and(|v| v.contains(from.identity()));
+        if member && !self.hears_everybody() && self.epoch() <= beat.epoch {
+            // An observer on a ring only listens: nothing depends on its answer.
+            return;
+        }
+        let (epoch, state, leader) = (self.epoch(), self.disk.state, self.leader_said());
+        let ack = HeartbeatAck { sent_ns: beat.sent_ns, epoch, state, leader, leases };
         self.send(from.node, ControlMsg::HeartbeatAck(ack));
     }
 
     pub(super) fn on_heartbeat_ack(&mut self, from: Peer, ack: &HeartbeatAck) {
         self.heard_epoch(from, ack.epoch);
+        self.heard_leader(from, ack.leader);
         let sent = Instant(ack.sent_ns);
         // An answer to an earlier process on this host, or to nothing that was ever sent, counts for nothing.
         if !ack.leases || sent < self.started || self.now < sent {
@@ -119,7 +165,7 @@ impl Member {
     /// Notes the ends of the leases of lives that `decision` removed, counted from hearing it now.
     pub(super) fn note_removed(&mut self, removed: impl Iterator<Item = Identity>, decision: &Decision) {
         for who in removed {
-            let at = self.lease_end_of(who, Some(decision));
+            let at = self.lease_end_of(who, Some(&decision.accepts));
             self.over.insert(who, at);
             self.acks.given.remove(&who);
         }
@@ -136,18 +182,18 @@ impl Member {
         let Some(tip) = self.tip.clone() else { return };
         for (who, debt) in &tip.debts {
             if !self.over.contains_key(who) {
-                let decision = self.disk.chain.iter().find(|d| d.view.epoch == debt.removed).cloned();
-                let at = self.lease_end_of(*who, decision.as_ref());
+                let accepts = self.disk.chain.accepts(debt.removed);
+                let at = self.lease_end_of(*who, accepts);
                 self.over.insert(*who, at);
             }
         }
     }
 
-    fn lease_end_of(&self, who: Identity, decision: Option<&Decision>) -> Instant {
+    fn lease_end_of(&self, who: Identity, accepts: Option<&BTreeMap<NodeId, Accept>>) -> Instant {
         if bug!(self, LeaseNotAwaited) {
             return self.now;
         }
-        let ages = decision.iter().flat_map(|d| d.accepts.values());
+        let ages = accepts.into_iter().flat_map(BTreeMap::values);
         let youngest = ages.map(|a| a.acknowledged_ns_ago.get(&who).copied().unwrap_or(0)).min().unwrap_or(0);
         let wait = self.config.lease_wait().saturating_sub(Duration::from_nanos(youngest));
         self.now + wait

@@ -7,9 +7,11 @@ use super::lease::Acks;
 use super::peers::Peers;
 use super::proposer::Proposer;
 use super::requests::Requests;
+use super::rings::Watch;
 use super::stages::Stages;
 use super::wire::ControlMsg;
 use super::writes::Writes;
+use crate::delta::Delta;
 use crate::proof::Ballot;
 use crate::{Decision, Epoch, Identity, Incarnation, Instant, NodeId, Rng, Role, View};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,6 +38,8 @@ pub struct Member {
     pub(super) tip: Option<Arc<View>>,
     /// The epoch that brought the present voter set, and when it was installed here.
     pub(super) voters_since: (Epoch, Instant),
+    /// Nodes of the newest record's roster that are meant to vote.
+    pub(super) meant: BTreeSet<NodeId>,
     pub(super) peers: Peers,
     pub(super) acks: Acks,
     /// When the leases of removed lives are over.
@@ -52,12 +56,15 @@ pub struct Member {
     pub(super) absent_voters: BTreeMap<NodeId, Instant>,
     pub(super) wants_in: bool,
     pub(super) heartbeat_at: Instant,
+    /// Whether something has to be told before the next heartbeat is due, and when that may be at the earliest.
+    pub(super) beat_soon: bool,
+    pub(super) early_beat_at: Instant,
     pub(super) fetch_at: Instant,
     pub(super) quorate: bool,
     pub(super) lease_until: Instant,
     pub(super) stopped: Option<StopReason>,
     /// A proposal for a record that does not follow the chain yet.
-    pub(super) early: Option<(NodeId, Ballot, Box<View>)>,
+    pub(super) early: Option<(NodeId, Ballot, Box<Delta>)>,
     pub(super) loopback: VecDeque<ControlMsg>,
     pub(super) out: Vec<Output>,
     #[cfg(any(test, feature = "sim"))]
@@ -84,7 +91,11 @@ impl Member {
         config.check()?;
         assert!(Incarnation(0) < durable.life, "a life begins with Durable::next_life");
         let me = Peer { node: durable.node, incarnation: durable.life, nonce };
-        let tip = durable.chain.back().map(|d| Arc::new(d.view.clone()));
+        let tip = durable.chain.tip().cloned();
+        let mut peers = Peers::default();
+        if let Some(tip) = &tip {
+            peers.watch = Watch::new(tip, me.node);
+        }
         let mut member = Self {
             me,
             contacts,
@@ -92,8 +103,9 @@ impl Member {
             now,
             started: now,
             writes: Writes::new(durable.tip()),
-            voters_since: (super::chain::voters_epoch(&durable), now),
-            peers: Peers::default(),
+            voters_since: (durable.chain.voters_since(), now),
+            meant: BTreeSet::new(),
+            peers,
             acks: Acks::default(),
             over: BTreeMap::new(),
             proposer: Proposer::default(),
@@ -105,6 +117,8 @@ impl Member {
             absent_voters: BTreeMap::new(),
             wants_in: true,
             heartbeat_at: now,
+            beat_soon: false,
+            early_beat_at: now,
             fetch_at: now,
             quorate: false,
             lease_until: Instant(0),
@@ -119,6 +133,7 @@ impl Member {
             tip,
         };
         member.note_old_debts();
+        member.note_meant();
         Ok(member)
     }
 
@@ -126,6 +141,13 @@ impl Member {
     #[cfg(any(test, feature = "sim"))]
     pub fn plant(&mut self, bug: Option<super::Bug>) {
         self.bug = bug;
+    }
+
+    /// Takes equal records from a pool, so that a thousand simulated nodes keep one copy of each.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn share(&mut self, pool: &mut BTreeMap<Epoch, Arc<View>>) {
+        self.disk.chain.share(pool);
+        self.tip = self.disk.chain.tip().cloned();
     }
 
     /// This life.
@@ -155,7 +177,7 @@ impl Member {
     /// Decisions above `epoch` that are kept here, oldest first (R9). They begin later if older ones were dropped.
     #[must_use]
     pub fn decisions_since(&self, epoch: Epoch) -> Vec<Decision> {
-        self.disk.chain.iter().filter(|d| epoch < d.view.epoch).cloned().collect()
+        self.disk.chain.since(epoch)
     }
 
     /// When the lease of a removed life is over on this node's clock (R8); `None` while it is a member or unknown.
@@ -260,7 +282,10 @@ impl Member {
             }
         };
         sooner(self.quorate.then_some(self.lease_until));
-        sooner(self.next_suspicion());
+        sooner(self.next_scan());
+        sooner(self.next_judgement());
+        sooner(self.next_hopeless());
+        sooner(self.beat_soon.then_some(self.early_beat_at));
         sooner(self.proposer.retry_at());
         sooner(self.requests.next_deadline());
         Some(at)
@@ -270,7 +295,8 @@ impl Member {
     fn turn(&mut self) {
         self.drain_loopback();
         self.take_early();
-        self.suspect();
+        self.scan();
+        self.judge_cut();
         self.heartbeat();
         self.catch_up();
         loop {
@@ -301,7 +327,9 @@ impl Member {
     fn wake(&mut self, now: Instant) {
         let gap = now.since(self.now);
         if self.config.heartbeat_interval * 2 < gap {
-            self.peers.shift(gap);
+            self.now = now;
+            let slot = self.slot();
+            self.peers.shift(gap, slot);
         }
         self.now = now;
         if self.quorate && self.lease_until <= now {
@@ -335,6 +363,12 @@ impl Member {
     /// Whether `view` holds exactly this process.
     pub(super) fn is_in(&self, view: &View) -> bool {
         view.contains(self.me.identity()) && view.nonces.get(&self.me.node) == Some(&self.me.nonce)
+    }
+
+    /// Notes which nodes are meant to vote.
+    pub(super) fn note_meant(&mut self) {
+        let roster = self.tip.iter().flat_map(|v| &v.roster);
+        self.meant = roster.filter(|(_, e)| e.role == Role::Voter).map(|(n, _)| *n).collect();
     }
 
     pub(super) fn epoch(&self) -> Epoch {

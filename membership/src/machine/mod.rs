@@ -10,19 +10,24 @@
 mod acceptor;
 mod bug;
 mod chain;
-mod change;
+pub(crate) mod change;
 mod config;
+mod cut;
 mod decide;
 mod durable;
 mod force;
 mod io;
+mod kept;
 mod lease;
 mod member;
+mod mesh;
 mod packet;
 mod peers;
 mod plan;
 mod proposer;
+mod readmit;
 mod requests;
+mod rings;
 mod stages;
 mod version;
 mod voters;
@@ -38,7 +43,9 @@ pub use decide::decide;
 pub use durable::{Accepted, CHAIN_KEPT_MAX, CHAIN_KEPT_MIN, Durable, Record, STATE_VERSION, StateError};
 pub use force::WORD_BYTES_MAX;
 pub use io::{Error, Event, Input, Output, Peer, RequestId, StopReason, Token};
+pub use kept::Chain;
 pub use member::Member;
+pub use rings::{MESH_MAX, RINGS, high_watermark, low_watermark};
 pub use version::Versions;
 pub use wire::{
     Answer, CHAIN_BYTES_MAX, CONTROL_BYTES_MAX, ControlMsg, Heartbeat, HeartbeatAck, JoinRefusal, WireError,

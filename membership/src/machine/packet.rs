@@ -27,8 +27,8 @@ impl Member {
         // Decisions prove themselves, and a refusal tells this node that it may be behind: both are taken from anybody
         // with a certificate.
         match msg {
-            ControlMsg::Learn(decision) => return self.on_decisions(from.node, vec![*decision], false),
-            ControlMsg::Chain(chain) => return self.on_decisions(from.node, chain, true),
+            ControlMsg::Learn(step) => return self.on_learn(from.node, *step),
+            ControlMsg::Chain { whole, steps } => return self.on_chain(from.node, whole.map(|d| *d), steps),
             ControlMsg::Refused(refusal) => return self.on_refused(from, refusal),
             ControlMsg::Fetch { from: epoch } => return self.on_fetch(from.node, epoch),
             _ => (),
@@ -50,7 +50,8 @@ impl Member {
             Judged::Past => {
                 if let ControlMsg::Heartbeat(beat) = msg {
                     let (epoch, state) = (self.epoch(), self.disk.state);
-                    let ack = HeartbeatAck { sent_ns: beat.sent_ns, epoch, state, leases: false };
+                    let leader = self.leader_said();
+                    let ack = HeartbeatAck { sent_ns: beat.sent_ns, epoch, state, leader, leases: false };
                     self.send(from.node, ControlMsg::HeartbeatAck(ack));
                     if beat.epoch < epoch {
                         self.on_fetch(from.node, beat.epoch.next());
@@ -135,11 +136,11 @@ impl Member {
             ControlMsg::Promise { epoch, ballot, state, accepted } => {
                 self.on_promise(node, epoch, ballot, state, accepted.map(|(b, v)| (b, *v)));
             }
-            ControlMsg::Accept { ballot, view } => self.on_accept(node, ballot, *view),
+            ControlMsg::Accept { ballot, delta } => self.on_accept(node, ballot, *delta),
             ControlMsg::Accepted { epoch, accept } => self.on_accepted(node, epoch, accept),
             ControlMsg::Preempted { promised } => self.on_preempted(promised),
-            ControlMsg::Learn(decision) => self.on_decisions(node, vec![*decision], false),
-            ControlMsg::Chain(chain) => self.on_decisions(node, chain, true),
+            ControlMsg::Learn(step) => self.on_learn(node, *step),
+            ControlMsg::Chain { whole, steps } => self.on_chain(node, whole.map(|d| *d), steps),
             ControlMsg::Fetch { from } => self.on_fetch(node, from),
             ControlMsg::Forward { number, at, request } => self.on_forward(from, number, at, request),
             ControlMsg::Answer { number, at, answer } => self.on_answer(number, at, answer),

@@ -5,9 +5,11 @@ use super::change;
 use super::decide::decide;
 use super::io::{Event, Peer};
 use super::member::Member;
-use super::peers::smallest_cover;
+use super::mesh::smallest_cover;
 use super::wire::{Answer, ControlMsg};
-use crate::{Cause, Epoch, Identity, NodeId, Proof, Refusal, Request, ResourceId, Role, View, VoterSet};
+use crate::{
+    Cause, Epoch, Evidence, Identity, Instant, NodeId, Proof, Refusal, Request, ResourceId, Role, View, VoterSet,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Member {
@@ -38,30 +40,36 @@ impl Member {
         view
     }
 
-    /// All that are suspect go in one record.
+    /// All that failed in one incident go in one record.
     fn plan_failures(&mut self, tip: &View) -> Option<View> {
-        let lives = self.suspects().clone();
+        let mut lives = self.failed();
+        if bug!(self, CutsAtOnce) {
+            lives = lives.into_iter().take(1).collect();
+        }
         if lives.is_empty() {
             return None;
         }
-        Some(self.removal(tip, &lives, Cause::Failed(lives.clone())))
+        let evidence = self.evidence_of_cut(tip, &lives);
+        Some(View { evidence, ..self.removal(tip, &lives, Cause::Failed(lives.clone())) })
     }
 
     /// The smallest set whose removal leaves a full mesh, after pairs had no path for long (R3).
     fn plan_mesh(&mut self, tip: &View) -> Option<View> {
-        let (now, grace) = (self.now, self.config.mesh_grace);
-        let old: BTreeSet<(NodeId, NodeId)> =
-            self.peers.no_path.iter().filter(|(_, since)| **since + grace <= now).map(|(p, _)| *p).collect();
+        let old = self.hopeless_pairs();
         if old.is_empty() {
             return None;
         }
         let votes = |n: NodeId| tip.voters.voters.get(&n).map_or(0, |v| v.votes);
-        let cover = smallest_cover(&old, votes);
+        let mut cover = smallest_cover(&old, votes);
+        if bug!(self, RemovesBothEnds) {
+            cover = old.iter().flat_map(|(a, b)| [*a, *b]).collect();
+        }
         let lives: BTreeSet<Identity> = cover.into_iter().filter_map(|n| tip.identity(n)).collect();
         if lives.is_empty() {
             return None;
         }
-        Some(self.removal(tip, &lives, Cause::NoMesh(lives.clone())))
+        let evidence = self.evidence_of_pairs(tip, &old);
+        Some(View { evidence, ..self.removal(tip, &lives, Cause::NoMesh(lives.clone())) })
     }
 
     fn plan_stages(&mut self, tip: &View) -> Option<View> {
@@ -70,50 +78,86 @@ impl Member {
             return None;
         }
         self.event(Event::MissedStage(late.clone()));
-        Some(self.removal(tip, &late, Cause::MissedStage(late.clone())))
+        let deadline = self.config.stage_deadline;
+        let note = format!("no word for {deadline:?} about a recovery stage that waits for it");
+        let evidence = Evidence { note, ..self.evidence() };
+        Some(View { evidence, ..self.removal(tip, &late, Cause::MissedStage(late.clone())) })
     }
 
     /// Everybody who may come in: in the roster, newer than every life seen, no older life answering, hearing
-    /// whoever is in (R3).
+    /// whoever is in and heard by them (R3). In a large cluster the voters stand for the members: the edges on the
+    /// rings exist only once it is in, and are watched from then on.
     fn plan_joins(&mut self, tip: &View) -> Option<View> {
-        let inside: BTreeSet<NodeId> = tip.members.keys().copied().collect();
-        if inside.is_empty() && tip.quorum.wait_for_all && self.waits_for_all && !self.all_votes_are_here(tip)
+        if tip.members.is_empty()
+            && tip.quorum.wait_for_all
+            && self.waits_for_all
+            && !self.all_votes_are_here(tip)
         {
             return None;
         }
+        let small = self.peers.watch.small;
+        let voters = self.live_acceptors();
+        let inside: BTreeSet<NodeId> =
+            if small { tip.members.keys().copied().collect() } else { voters.keys().copied().collect() };
         let fits = |who: Identity| {
             tip.roster.get(&who.node).is_some_and(|e| e.role != Role::Witness)
-                && !inside.contains(&who.node)
+                && !tip.members.contains_key(&who.node)
                 && (bug!(self, AdmitsOldLives)
                     || tip.lives.get(&who.node).is_none_or(|l| *l < who.incarnation))
         };
-        let mut lives: BTreeMap<Identity, u64> = self
-            .live_lives()
-            .filter(|(who, life)| {
+        let heard_by = |who: Identity| {
+            let members = inside.iter().filter(|n| **n != self.me.node).filter_map(|n| self.live_life(*n));
+            members.filter_map(|(_, l)| l.beat.as_ref()).all(|b| !small || b.hears.contains(&who.node))
+        };
+        let wanting =
+            self.peers.wanting.iter().filter_map(|w| self.live_life(w.node)).filter(|(who, life)| {
                 let Some(beat) = &life.beat else { return false };
-                let hears_all = inside.iter().chain([&self.me.node]).all(|n| beat.hears.contains(n));
+                let hears =
+                    inside.iter().chain([&self.me.node]).all(|n| *n == who.node || beat.hears.contains(n));
                 beat.wants_in
                     && beat.speaks.speaks(tip.version)
-                    && hears_all
+                    && hears
+                    && heard_by(*who)
                     && fits(*who)
                     && !self.has_live_elder(*who)
-            })
-            .map(|(who, life)| (who, life.nonce))
-            .collect();
-        if self.wants_in && fits(self.me.identity()) {
-            lives.insert(self.me.identity(), self.me.nonce);
+            });
+        let whole: BTreeMap<Identity, (u64, Instant)> =
+            wanting.map(|(who, life)| (who, (life.nonce, life.first_heard))).collect();
+        self.note_whole(&whole.keys().copied().collect::<Vec<_>>());
+        let mut lives: BTreeMap<Identity, (u64, Instant)> =
+            whole.into_iter().filter(|(who, _)| self.may_return(*who)).collect();
+        let mine = self.wants_in && {
+            let me = self.me.identity();
+            tip.roster.get(&me.node).is_some_and(|e| e.role != Role::Witness)
+                && !tip.members.contains_key(&me.node)
+                && (bug!(self, AdmitsOldLives) || tip.lives.get(&me.node).is_none_or(|l| *l < me.incarnation))
+        };
+        if mine {
+            lives.insert(self.me.identity(), (self.me.nonce, self.started));
         }
-        if lives.is_empty() {
+        if lives.is_empty() || (!mine && !small && self.more_are_coming(lives.values().map(|(_, at)| *at))) {
             return None;
         }
+        let note = format!("{} heard and hearing {} of the members", lives.len(), inside.len());
+        let evidence = Evidence { note, ..self.evidence() };
+        let lives: BTreeMap<Identity, u64> =
+            lives.into_iter().map(|(who, (nonce, _))| (who, nonce)).collect();
         if bug!(self, AdmitsOldLives) {
             let mut old = tip.clone();
             for who in lives.keys() {
                 old.lives.remove(&who.node);
             }
-            return Some(change::join(&old, &lives));
+            return Some(View { evidence, ..change::join(&old, &lives) });
         }
-        Some(change::join(tip, &lives))
+        Some(View { evidence, ..change::join(tip, &lives) })
+    }
+
+    /// Whether newcomers are still turning up, so that one record may take them all: until none has come for a
+    /// heartbeat interval, but no longer than four.
+    fn more_are_coming(&self, heard: impl Iterator<Item = Instant> + Clone) -> bool {
+        let interval = self.config.heartbeat_interval;
+        let fresh = heard.clone().max().is_some_and(|at| self.now < at + interval);
+        fresh && heard.min().is_some_and(|at| self.now < at + interval * 4)
     }
 
     /// The state directory that a member announced.
@@ -127,8 +171,8 @@ impl Member {
 
     /// Whether a majority of `set` has stored the newest record (R4).
     pub(super) fn is_stored_by(&self, tip: &View, set: &VoterSet) -> bool {
-        let mut have: BTreeMap<NodeId, crate::StateId> = self
-            .live_lives()
+        let voters = set.voters.keys().filter_map(|n| self.live_life(*n));
+        let mut have: BTreeMap<NodeId, crate::StateId> = voters
             .filter_map(|(who, l)| l.beat.as_ref().map(|b| (who.node, b)))
             .filter(|(_, b)| tip.epoch <= b.stored)
             .map(|(n, b)| (n, b.state))
@@ -164,6 +208,8 @@ impl Member {
         if bug!(self, DropsDebts) {
             next.debts.retain(|who, _| tip.debts.contains_key(who));
         }
+        next.evidence = Evidence { note: format!("{} asked: {request}", by.identity()), ..self.evidence() };
+        next.evidence.trim();
         Ok(next)
     }
 

@@ -6,6 +6,7 @@ use super::change;
 use super::io::Event;
 use super::member::Member;
 use super::wire::ControlMsg;
+use crate::delta::{Delta, Step};
 use crate::proof::{Accept, Ballot, Decision};
 use crate::{Epoch, Identity, Instant, NodeId, StateId, View};
 use core::time::Duration;
@@ -68,14 +69,65 @@ impl Proposer {
 }
 
 impl Member {
-    /// Who leads: the lowest live acceptor of the voter set that is a member; if none is, the lowest of all.
+    /// Who leads: the lowest acceptor of the voter set that is a member, lives and itself hears a majority; if none
+    /// is a member, the lowest of all. One that hears no majority could decide nothing, however well it is heard.
     pub(super) fn leader_now(&self) -> Option<NodeId> {
         let tip = self.tip.as_ref()?;
+        if !self.hears_everybody() {
+            return self.leader_told();
+        }
         let acceptors = self.live_acceptors();
         let member =
             |id: &Identity| if *id == self.me.identity() { self.is_in(tip) } else { tip.contains(*id) };
-        let inside = acceptors.iter().find(|(_, (id, _))| member(id)).map(|(n, _)| *n);
-        inside.or_else(|| acceptors.keys().next().copied())
+        let able: Vec<(NodeId, bool)> = acceptors
+            .iter()
+            .filter(|(n, _)| self.hears_majority(tip, **n, &acceptors))
+            .map(|(n, (id, _))| (*n, member(id)))
+            .collect();
+        let inside = able.iter().find(|(_, member)| *member);
+        let lowest = inside.or_else(|| able.first()).map(|(n, _)| *n)?;
+        // A lower one that this node does not hear leads if somebody hears it who takes it for the leader.
+        // (What is heard of the node may be a newer life, which is another process: then nobody vouches for the old.)
+        let below = tip.voters.voters.keys().filter(|n| **n < lowest && **n != self.me.node);
+        let mut unheard = below.filter(|n| self.live_life(**n).is_none());
+        let vouched = |n: NodeId| {
+            let mut heard =
+                acceptors.keys().filter_map(|v| self.live_life(*v)).filter_map(|(_, l)| l.beat.as_ref());
+            let Some(who) = tip.identity(n) else { return false };
+            heard.any(|b| b.leader == Some(n) && b.hears.contains(&n) && !b.reports.contains_key(&who))
+        };
+        Some(unheard.find(|n| vouched(**n)).copied().unwrap_or(lowest))
+    }
+
+    /// Whether an acceptor says that it hears a majority of the voters, itself included.
+    fn hears_majority(
+        &self,
+        tip: &View,
+        node: NodeId,
+        acceptors: &BTreeMap<NodeId, (Identity, StateId)>,
+    ) -> bool {
+        if node == self.me.node {
+            return tip.voters.has_majority(acceptors.iter().map(|(n, (_, s))| (n, s)));
+        }
+        let beat = self.live_life(node).and_then(|(_, l)| l.beat.as_ref());
+        let Some(hears) = beat.map(|b| &b.hears) else { return false };
+        let heard = tip.voters.voters.iter().filter(|(n, _)| **n == node || hears.contains(n));
+        tip.voters.has_majority(heard.map(|(n, v)| (n, &v.state)))
+    }
+
+    /// Whom most voters that this node hears take for the leader: an observer does not see enough to tell by itself.
+    fn leader_told(&self) -> Option<NodeId> {
+        let voters = self.tip.iter().flat_map(|v| v.voters.voters.keys());
+        let mut says: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for leader in voters.filter_map(|n| self.live_life(*n)).filter_map(|(_, l)| l.leader) {
+            *says.entry(leader).or_default() += 1;
+        }
+        says.into_iter().max_by_key(|(n, count)| (*count, core::cmp::Reverse(*n))).map(|(n, _)| n)
+    }
+
+    /// What this node tells others about who leads.
+    pub(super) fn leader_said(&self) -> Option<NodeId> {
+        if self.hears_everybody() { self.leader_now() } else { None }
     }
 
     /// Whether this node should propose now.
@@ -190,11 +242,12 @@ impl Member {
 
     fn send_accept(&mut self) {
         let (Some(ballot), Some(proposal)) = (self.proposer.ballot, &self.proposer.proposal) else { return };
-        let view = proposal.view.clone();
+        let Some(tip) = &self.tip else { return };
+        let delta = Delta::between(tip, &proposal.view);
         let done: BTreeSet<NodeId> = proposal.accepts.keys().copied().collect();
         let voters: Vec<NodeId> = self.tip.iter().flat_map(|v| v.voters.voters.keys().copied()).collect();
         for to in voters.into_iter().filter(|n| !done.contains(n)) {
-            self.send(to, ControlMsg::Accept { ballot, view: Box::new(view.clone()) });
+            self.send(to, ControlMsg::Accept { ballot, delta: Box::new(delta.clone()) });
         }
     }
 
@@ -250,12 +303,24 @@ impl Member {
     }
 
     pub(super) fn decided(&mut self, decision: Decision) {
-        let to: BTreeSet<NodeId> = self.others();
-        for node in to {
-            self.send(node, ControlMsg::Learn(Box::new(decision.clone())));
+        let Some(tip) = self.tip.clone() else { return };
+        let step = Step::between(&tip, &decision);
+        for node in self.learners(&decision.view) {
+            self.send(node, ControlMsg::Learn(Box::new(step.clone())));
         }
         self.install(decision, false);
         self.judge_newcomer();
+    }
+
+    /// Who is told of a decision: everybody in a small roster; in a large one whoever was or is in, or wants to be.
+    fn learners(&self, view: &View) -> BTreeSet<NodeId> {
+        if self.peers.watch.small {
+            return self.others();
+        }
+        let before = self.tip.iter().flat_map(|v| v.members.keys().chain(v.voters.voters.keys()));
+        let wanting = self.peers.wanting.iter().map(|w| &w.node);
+        let all = before.chain(view.members.keys()).chain(view.voters.voters.keys()).chain(wanting);
+        all.copied().filter(|n| *n != self.me.node).collect()
     }
 
     pub(super) fn on_preempted(&mut self, promised: Ballot) {

@@ -3,10 +3,12 @@
 //! Layout: one byte of version, then postcard; see [`Versions`](super::Versions) for which version. They travel outside the sessions (R2) and are never held back.
 
 use super::version::Versions;
+use crate::delta::{Delta, Step};
+use crate::evidence::Report;
 use crate::proof::{Accept, Ballot, Decision};
 use crate::{Epoch, Identity, Incarnation, NodeId, Refusal, Request, StateId, View};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The longest message, in bytes, version included. The transport must carry this much.
 pub const CONTROL_BYTES_MAX: usize = 4 << 20;
@@ -42,12 +44,12 @@ pub enum ControlMsg {
         /// What it accepted for `epoch`, and in which ballot.
         accepted: Option<(Ballot, Box<View>)>,
     },
-    /// Paxos phase 2: say yes to `view` in `ballot`.
+    /// Paxos phase 2: say yes to a record in `ballot`.
     Accept {
         /// The proposer's ballot.
         ballot: Ballot,
-        /// The record.
-        view: Box<View>,
+        /// The record, as the difference to the one before it: an acceptor that has not got that cannot accept.
+        delta: Box<Delta>,
     },
     /// The durable yes.
     Accepted {
@@ -61,15 +63,20 @@ pub enum ControlMsg {
         /// It.
         promised: Ballot,
     },
-    /// A decision.
-    Learn(Box<Decision>),
+    /// A decision, as the difference to the one before it.
+    Learn(Box<Step>),
     /// Asks for decisions from this epoch on.
     Fetch {
         /// The first one wanted.
         from: Epoch,
     },
     /// Decisions, oldest first, without gaps.
-    Chain(Vec<Decision>),
+    Chain {
+        /// The first one, for a receiver that has not got the one before the steps.
+        whole: Option<Box<Decision>>,
+        /// Those that follow it.
+        steps: Vec<Step>,
+    },
     /// A member's request, to the leader.
     Forward {
         /// The member's own count of its requests.
@@ -105,8 +112,12 @@ pub struct Heartbeat {
     pub state: StateId,
     /// Whether the sender wants to become a member.
     pub wants_in: bool,
-    /// Whom the sender hears at present.
+    /// Whom the sender hears at present; in a large cluster the voters only.
     pub hears: BTreeSet<NodeId>,
+    /// Members that the sender watches and finds silent.
+    pub reports: BTreeMap<Identity, Report>,
+    /// Whom the sender takes for the leader.
+    pub leader: Option<NodeId>,
     /// Whether the sender's part of a recovery waits for something else, so that no deadline counts (R7).
     pub waits: bool,
     /// The versions of the messages that the sender speaks.
@@ -124,6 +135,8 @@ pub struct HeartbeatAck {
     pub epoch: Epoch,
     /// The sender's state directory.
     pub state: StateId,
+    /// Whom the sender takes for the leader.
+    pub leader: Option<NodeId>,
     /// Whether this counts for the receiver's lease: false if the acceptor accepted or knows a later record that
     /// removes the receiver, or changes the voters it counts by (R8).
     pub leases: bool,

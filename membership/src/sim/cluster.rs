@@ -18,6 +18,9 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// So many records are shared between hosts.
+const POOL_EPOCHS: u64 = 8;
+
 /// What a simulated cluster is like.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
@@ -35,6 +38,8 @@ pub struct ClusterConfig {
     pub faults: Faults,
     /// Syncs in a million that take long.
     pub slow_sync_ppm: u32,
+    /// So many of the lowest nodes a process is told of when it starts; all of them if this is not set.
+    pub contacts: Option<u32>,
     /// Whether a supervisor starts a new life after a stop, a while later.
     pub supervised: bool,
     /// A deliberate mistake of every machine.
@@ -53,6 +58,7 @@ impl ClusterConfig {
             quorum: QuorumOptions::default(),
             faults: Faults::none(),
             slow_sync_ppm: 0,
+            contacts: None,
             supervised: true,
             bug: None,
         }
@@ -109,12 +115,36 @@ pub enum Happening {
 
 #[derive(Debug)]
 enum Ev {
-    Deliver { to: NodeId, life: Option<Incarnation>, from: Peer, version: u8, msg: Box<ControlMsg> },
-    Synced { node: NodeId, process: u64, token: Token },
-    Tick { node: NodeId, process: u64, at: Instant },
-    LazySync { node: NodeId, process: u64 },
-    Resume { node: NodeId, process: u64 },
-    Start { node: NodeId, process: u64 },
+    Deliver {
+        to: NodeId,
+        life: Option<Incarnation>,
+        from: Peer,
+        version: u8,
+        msg: Box<ControlMsg>,
+        size: u64,
+    },
+    Synced {
+        node: NodeId,
+        process: u64,
+        token: Token,
+    },
+    Tick {
+        node: NodeId,
+        process: u64,
+        at: Instant,
+    },
+    LazySync {
+        node: NodeId,
+        process: u64,
+    },
+    Resume {
+        node: NodeId,
+        process: u64,
+    },
+    Start {
+        node: NodeId,
+        process: u64,
+    },
 }
 
 /// The cluster.
@@ -131,8 +161,25 @@ pub struct Cluster {
     id: ClusterId,
     /// The versions that the program on a host speaks, where they differ from the configuration's.
     programs: BTreeMap<NodeId, Versions>,
-    /// Sent messages and taken steps.
+    /// Taken steps.
     pub steps: u64,
+    /// What each host sent and received.
+    traffic: BTreeMap<NodeId, Traffic>,
+    /// One copy of each record, for all hosts.
+    pool: BTreeMap<Epoch, Arc<View>>,
+}
+
+/// What one host sent and received, in messages and in bytes of their encoding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages sent, lost ones included.
+    pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Messages that arrived at a process.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
 }
 
 impl Cluster {
@@ -171,8 +218,20 @@ impl Cluster {
             .collect();
         let network = Network::new(rng.child(), config.faults.clone());
         let schedule = Schedule::new();
-        let (happenings, programs) = (Vec::new(), BTreeMap::new());
-        Self { config, rng, schedule, network, nodes, happenings, requests: 0, id, programs, steps: 0 }
+        Self {
+            config,
+            rng,
+            schedule,
+            network,
+            nodes,
+            happenings: Vec::new(),
+            requests: 0,
+            id,
+            programs: BTreeMap::new(),
+            steps: 0,
+            traffic: BTreeMap::new(),
+            pool: BTreeMap::new(),
+        }
     }
 
     /// Virtual time.
@@ -225,6 +284,12 @@ impl Cluster {
         &self.happenings
     }
 
+    /// What a host sent and received since the beginning.
+    #[must_use]
+    pub fn traffic(&self, node: NodeId) -> Traffic {
+        self.traffic.get(&node).copied().unwrap_or_default()
+    }
+
     /// When the next event happens.
     #[must_use]
     pub fn next_at(&self) -> Option<Instant> {
@@ -243,7 +308,7 @@ impl Cluster {
     pub fn decision(&self, node: NodeId, epoch: Epoch) -> Option<Decision> {
         let host = self.nodes.get(&node)?;
         let disk = host.machine.as_ref().map_or(&host.disk, Member::durable);
-        disk.chain.iter().rev().find(|d| d.view.epoch == epoch).cloned()
+        disk.chain.get(epoch)
     }
 
     /// The chain that is kept on this host's machine or disk.
@@ -251,7 +316,7 @@ impl Cluster {
     pub fn chain(&self, node: NodeId) -> Vec<Decision> {
         let Some(host) = self.nodes.get(&node) else { return Vec::new() };
         let disk = host.machine.as_ref().map_or(&host.disk, Member::durable);
-        disk.chain.iter().cloned().collect()
+        disk.chain.since(Epoch(0))
     }
 
     /// Starts a process on every host that has none.
@@ -269,7 +334,8 @@ impl Cluster {
     pub fn start(&mut self, node: NodeId) {
         let nonce = self.rng.next_u64();
         let seed = self.rng.next_u64();
-        let contacts = self.nodes.keys().copied().collect();
+        let told = self.config.contacts.map_or(usize::MAX, |n| n as usize);
+        let contacts = self.nodes.keys().take(told).copied().collect();
         let now = self.local_now(node);
         let (mut machine, bug) = (self.config.machine.clone(), self.config.bug);
         machine.speaks = self.program(node);
@@ -386,10 +452,15 @@ impl Cluster {
         let Some((_, event)) = self.schedule.pop() else { return false };
         self.steps += 1;
         match event {
-            Ev::Deliver { to, life, from, version, msg } => {
+            Ev::Deliver { to, life, from, version, msg, size } => {
                 let member = self.nodes.get(&to).and_then(|h| h.machine.as_ref());
                 let there = member.map(|m| m.me().incarnation);
                 let understood = member.is_some_and(|m| m.speaks().speaks(version));
+                if member.is_some() {
+                    let traffic = self.traffic.entry(to).or_default();
+                    traffic.received += 1;
+                    traffic.received_bytes += size;
+                }
                 if understood && (life.is_none() || life == there) {
                     self.feed(to, Input::Packet { from, msg: *msg });
                 }
@@ -437,6 +508,7 @@ impl Cluster {
     fn synced(&mut self, node: NodeId, process: u64, token: Token) {
         let Some(host) = self.nodes.get_mut(&node).filter(|h| h.process == process) else { return };
         host.sync(token);
+        host.disk.chain.share(&mut self.pool);
         host.syncing = false;
         self.feed(node, Input::Persisted(token));
         self.start_sync(node);
@@ -494,10 +566,15 @@ impl Cluster {
                 // Through the encoding, as in life.
                 let version = self.member(node).map_or(Versions::FIRST, |m| m.version_to(to));
                 let all = Versions { oldest: version, newest: version };
-                let msg = ControlMsg::decode(&msg.encode(version), all).expect("what is encoded decodes");
+                let bytes = msg.encode(version);
+                let size = bytes.len() as u64;
+                let traffic = self.traffic.entry(node).or_default();
+                traffic.sent += 1;
+                traffic.sent_bytes += size;
+                let msg = ControlMsg::decode(&bytes, all).expect("what is encoded decodes");
                 for at in self.network.arrivals(self.schedule.now(), node, to) {
                     let msg = Box::new(msg.clone());
-                    self.schedule.at(at, Ev::Deliver { to, life, from, version, msg });
+                    self.schedule.at(at, Ev::Deliver { to, life, from, version, msg, size });
                 }
             }
             Output::Persist { token, record, lazy } => {
@@ -512,6 +589,10 @@ impl Cluster {
                 }
             }
             Output::Installed { view, jumped } => {
+                self.pool.retain(|epoch, _| view.epoch.0 <= epoch.0 + POOL_EPOCHS || *epoch < Epoch(3));
+                if let Some(machine) = self.nodes.get_mut(&node).and_then(|h| h.machine.as_mut()) {
+                    machine.share(&mut self.pool);
+                }
                 let process = self.nodes.get(&node).map_or(0, |h| h.process);
                 self.happenings.push(Happening::Installed { node, life, process, view, jumped });
             }

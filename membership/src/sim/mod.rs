@@ -6,7 +6,7 @@ mod network;
 mod node;
 mod schedule;
 
-pub use cluster::{Cluster, ClusterConfig, Happening};
+pub use cluster::{Cluster, ClusterConfig, Happening, Traffic};
 pub use network::{Faults, Network};
 pub use node::{Clock, SimNode};
 pub use schedule::Schedule;

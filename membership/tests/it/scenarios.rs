@@ -5,10 +5,10 @@ use quorate_membership::machine::{
 };
 use quorate_membership::sim::{Cluster, ClusterConfig, Happening};
 use quorate_membership::{
-    AttachRequest, Cause, Identity, Incarnation, Instant, NodeId, Proof, Refusal, Request, RequestError,
-    ResourceId, ResourceKind, Rng, Safety, View,
+    AttachRequest, Cause, Decision, Delta, Identity, Incarnation, Instant, NodeId, Proof, Refusal, Request,
+    RequestError, ResourceId, ResourceKind, Rng, Safety, Step, View,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -357,6 +357,8 @@ fn heartbeat(world: &World, as_node: NodeId) -> ControlMsg {
         state: world.cluster.member(as_node).unwrap().durable().state,
         wants_in: true,
         hears: BTreeSet::from([N1, N2, N3]),
+        reports: BTreeMap::new(),
+        leader: Some(N1),
         waits: false,
         speaks: Versions::CURRENT,
         version: 1,
@@ -412,6 +414,7 @@ fn messages_changed_at_random_never_panic_a_machine() {
     let next = View { epoch: view.epoch.next(), ..(*view).clone() };
     let ballot = quorate_membership::Ballot { round: 2, node: 2 };
     let state = world.cluster.member(N2).unwrap().durable().state;
+    let step = Step::between(&view, &Decision { view: next.clone(), accepts: decision.accepts.clone() });
     let samples = [
         heartbeat(&world, N2),
         ControlMsg::Prepare { epoch: next.epoch, ballot },
@@ -421,10 +424,10 @@ fn messages_changed_at_random_never_panic_a_machine() {
             state,
             accepted: Some((ballot, Box::new(next.clone()))),
         },
-        ControlMsg::Accept { ballot, view: Box::new(next.clone()) },
+        ControlMsg::Accept { ballot, delta: Box::new(Delta::between(&view, &next)) },
         ControlMsg::Accepted { epoch: next.epoch, accept: decision.accepts.values().next().unwrap().clone() },
-        ControlMsg::Learn(Box::new(decision.clone())),
-        ControlMsg::Chain(vec![decision]),
+        ControlMsg::Learn(Box::new(step.clone())),
+        ControlMsg::Chain { whole: Some(Box::new(decision)), steps: vec![step] },
         ControlMsg::Fetch { from: view.epoch },
         ControlMsg::Forward { number: 1, at: view.epoch, request: attach(lockspace("a")) },
         ControlMsg::Refused(JoinRefusal::RolledBack { known: Incarnation(1) }),

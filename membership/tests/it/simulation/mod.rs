@@ -119,6 +119,7 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Result<Report, String> {
         quorum,
         faults: Faults::drawn(&mut rng),
         slow_sync_ppm: *rng.pick(&[0, 0, 1_000, 50_000]).unwrap(),
+        contacts: None,
         supervised: true,
         bug,
     };
