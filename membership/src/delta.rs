@@ -91,6 +91,18 @@ impl Delta {
         &self.rest.voters
     }
 
+    /// What the record was made for.
+    #[must_use]
+    pub fn cause(&self) -> &crate::Cause {
+        &self.rest.cause
+    }
+
+    /// Why it was proposed.
+    #[must_use]
+    pub fn evidence(&self) -> &crate::Evidence {
+        &self.rest.evidence
+    }
+
     /// Whether it is to a record of this cluster and epoch.
     #[must_use]
     pub fn follows(&self, before: &View) -> bool {

@@ -134,6 +134,7 @@ impl Member {
         };
         member.note_old_debts();
         member.note_meant();
+        member.readmit_started();
         Ok(member)
     }
 

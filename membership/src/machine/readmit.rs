@@ -4,9 +4,9 @@
 use super::bug::bug;
 use super::member::Member;
 use crate::evidence::Why;
-use crate::{Cause, Identity, Instant, NodeId, View};
+use crate::{Cause, Epoch, Evidence, Identity, Instant, NodeId, View};
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Removals longer ago than this many detection times are forgotten.
 const FORGET_DETECTIONS: u32 = 75;
@@ -14,6 +14,9 @@ const FORGET_DETECTIONS: u32 = 75;
 const FREE_REMOVALS: u32 = 2;
 /// The wait doubles with each further removal, from one detection time on, so many times.
 const DOUBLINGS_MAX: u32 = 4;
+
+/// So many of the newest records are looked through after a start.
+const RECORDS_AT_START: u64 = 64;
 
 /// What a node was removed for lately. Every process counts it from the records it installs, so that any leader knows.
 #[derive(Clone, Copy, Debug)]
@@ -35,27 +38,46 @@ pub(super) struct Readmit {
 impl Member {
     /// Counts removals of a new record.
     pub(super) fn readmit_installed(&mut self, tip: &View) {
+        self.count_removals(&tip.cause, &tip.evidence, 1);
+    }
+
+    /// After a start: what the last kept records removed for bad paths may have been removed just now.
+    pub(super) fn readmit_started(&mut self) {
+        let from = Epoch(self.epoch().0.saturating_sub(RECORDS_AT_START));
+        let removals: Vec<(Cause, Evidence)> = self
+            .disk
+            .chain
+            .steps_from(from)
+            .map(|s| (s.delta.cause().clone(), s.delta.evidence().clone()))
+            .collect();
+        for (cause, evidence) in removals {
+            self.count_removals(&cause, &evidence, 0);
+        }
+    }
+
+    fn count_removals(&mut self, cause: &Cause, evidence: &Evidence, times: u32) {
         let (now, forget) = (self.now, self.config.detection * FORGET_DETECTIONS);
-        let (lives, mesh) = match &tip.cause {
+        let (lives, mesh) = match cause {
             Cause::Failed(lives) => (lives, false),
             Cause::NoMesh(lives) => (lives, true),
             _ => return,
         };
         self.peers.readmit.removed.retain(|_, r| now < r.last + forget);
+        let lossy: BTreeSet<Identity> = evidence
+            .observations
+            .iter()
+            .filter(|o| matches!(o.report.why, Why::Loss { .. }))
+            .map(|o| o.subject)
+            .collect();
         for who in lives {
-            let lossy = tip
-                .evidence
-                .observations
-                .iter()
-                .any(|o| o.subject == *who && matches!(o.report.why, Why::Loss { .. }));
             let removal = self.peers.readmit.removed.entry(who.node).or_insert(Removal {
                 count: 0,
                 last: now,
                 paths: false,
             });
-            removal.count += 1;
+            removal.count += times;
             removal.last = now;
-            removal.paths = mesh || lossy;
+            removal.paths = mesh || lossy.contains(who);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{Instant, NodeId, Rng};
 use core::time::Duration;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How bad the network is. All draws are per message.
 #[derive(Clone, Debug)]
@@ -48,19 +48,26 @@ pub struct Network {
     /// May be changed at any time.
     pub faults: Faults,
     cut: BTreeSet<(NodeId, NodeId)>,
+    /// Nodes with a bad port: so many in a million of their messages, either way, are lost.
+    lossy: BTreeMap<NodeId, u32>,
 }
 
 impl Network {
     /// A whole network with these faults.
     #[must_use]
     pub fn new(rng: Rng, faults: Faults) -> Self {
-        Self { rng, faults, cut: BTreeSet::new() }
+        Self { rng, faults, cut: BTreeSet::new(), lossy: BTreeMap::new() }
     }
 
     /// The instants at which a message sent now arrives: none if it is lost, two if it is doubled.
     pub fn arrivals(&mut self, now: Instant, from: NodeId, to: NodeId) -> Vec<Instant> {
         if self.cut.contains(&(from, to)) || self.rng.chance_ppm(self.faults.loss_ppm) {
             return Vec::new();
+        }
+        for end in [from, to] {
+            if self.lossy.get(&end).is_some_and(|ppm| self.rng.chance_ppm(*ppm)) {
+                return Vec::new();
+            }
         }
         let copies = if self.rng.chance_ppm(self.faults.duplicate_ppm) { 2 } else { 1 };
         (0..copies).map(|_| now + self.rng.duration(self.faults.delay_min, self.faults.delay_max)).collect()
@@ -70,6 +77,15 @@ impl Network {
     #[must_use]
     pub fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
         self.cut.contains(&(from, to))
+    }
+
+    /// Loses so many in a million of the messages that `node` sends or is sent; zero mends it.
+    pub fn set_loss(&mut self, node: NodeId, ppm: u32) {
+        if ppm == 0 {
+            self.lossy.remove(&node);
+        } else {
+            self.lossy.insert(node, ppm);
+        }
     }
 
     /// Cuts one direction.
@@ -90,5 +106,6 @@ impl Network {
     /// Joins everything again.
     pub fn heal(&mut self) {
         self.cut.clear();
+        self.lossy.clear();
     }
 }

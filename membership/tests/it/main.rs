@@ -8,8 +8,10 @@ mod node;
 #[cfg(feature = "driver")]
 mod pki;
 mod quorum;
+mod scale;
 mod scenarios;
 mod session;
 mod simulation;
+mod stability;
 #[cfg(feature = "driver")]
 mod temp;

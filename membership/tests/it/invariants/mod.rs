@@ -7,9 +7,13 @@ mod gaps;
 mod lease_end;
 mod lives;
 mod majority;
+mod no_flapping;
+mod one_cut;
 mod one_view;
 mod requests;
 mod version;
+
+pub(crate) use one_cut::OneCut;
 
 use crate::simulation::History;
 use quorate_membership::sim::{Cluster, Happening};
@@ -35,5 +39,6 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(majority::Majority::default()),
         Box::new(version::Version::default()),
         Box::new(durable_votes::DurableVotes::default()),
+        Box::new(no_flapping::NoFlapping::default()),
     ]
 }

@@ -3,7 +3,7 @@
 use super::Report;
 use quorate_membership::machine::RequestId;
 use quorate_membership::sim::{Cluster, Happening};
-use quorate_membership::{Cause, Decision, Epoch, Identity, Request, RequestError, Role, View};
+use quorate_membership::{Cause, Decision, Epoch, Identity, Instant, Request, RequestError, Role, View};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub(crate) struct History {
     /// The record of each epoch that was installed anywhere, as first seen.
     pub(crate) views: BTreeMap<Epoch, Arc<View>>,
+    /// When it was first seen.
+    pub(crate) seen: BTreeMap<Epoch, Instant>,
     /// With its proof.
     pub(crate) decisions: BTreeMap<Epoch, Decision>,
     /// The machine's own number of each request that it took.
@@ -48,6 +50,7 @@ impl History {
             match happening {
                 Happening::Installed { node, view, .. } => {
                     self.views.entry(view.epoch).or_insert_with(|| Arc::clone(view));
+                    self.seen.entry(view.epoch).or_insert(cluster.now());
                     if !self.decisions.contains_key(&view.epoch)
                         && let Some(d) = cluster.decision(*node, view.epoch)
                     {

@@ -41,7 +41,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    fn new(config: ClusterConfig, rng: Rng) -> Self {
+    pub(crate) fn new(config: ClusterConfig, rng: Rng) -> Self {
         Self {
             cluster: Cluster::new(config, rng),
             history: History::default(),
@@ -71,8 +71,13 @@ impl World {
         }
     }
 
+    /// Adds a statement that must hold from now on.
+    pub(crate) fn watch(&mut self, check: Box<dyn invariants::Invariant>) {
+        self.checks.push(check);
+    }
+
     /// Steps until `until`, looking after each step.
-    fn run_until(&mut self, until: Instant) -> Result<(), String> {
+    pub(crate) fn run_until(&mut self, until: Instant) -> Result<(), String> {
         while self.cluster.next_at().is_some_and(|at| at <= until) {
             self.cluster.step();
             self.look();
