@@ -33,8 +33,17 @@ pub(super) struct Cut {
     since: Option<Instant>,
     /// When to judge again although nothing changed.
     again_at: Option<Instant>,
-    /// Pairs of members without a path, and since when.
-    pub(super) no_path: BTreeMap<(NodeId, NodeId), Instant>,
+    /// Pairs of members without a path.
+    pub(super) no_path: BTreeMap<(NodeId, NodeId), Broken>,
+}
+
+/// A pair without a path.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Broken {
+    /// Since when.
+    since: Instant,
+    /// Whether something comes through, but too little.
+    lossy: bool,
 }
 
 impl Cut {
@@ -95,7 +104,11 @@ impl Member {
             let cut = &self.peers.cut;
             // A member with a broken path has been unstable for as long as that is known.
             let broken = |w: &Identity| {
-                cut.no_path.iter().filter(|((a, b), _)| *a == w.node || *b == w.node).map(|(_, at)| *at).min()
+                cut.no_path
+                    .iter()
+                    .filter(|((a, b), _)| *a == w.node || *b == w.node)
+                    .map(|(_, p)| p.since)
+                    .min()
             };
             let since = |w: &Identity| cut.unstable.get(w).copied().or_else(|| broken(w)).unwrap_or(now);
             unstable = open.into_iter().map(|w| (w, since(&w))).collect();
@@ -194,24 +207,36 @@ impl Member {
     /// Pairs of members of which one reports the other, though neither failed: they have no direct path (R3).
     fn note_paths(&mut self, tip: &View) {
         let me = self.me.identity();
-        let mut broken = BTreeSet::new();
-        let own = self.peers.silent.keys().map(|who| (me, *who));
+        let mut broken: BTreeMap<(NodeId, NodeId), bool> = BTreeMap::new();
+        let own = self.peers.silent.iter().map(|(who, r)| (me, *who, r.why));
         let others = self.peers.reporters.iter().filter(|r| self.is_live(**r)).flat_map(|r| {
             let beat = self.peers.lives.get(r).and_then(|l| l.beat.as_ref());
-            beat.into_iter().flat_map(move |b| b.reports.keys().map(move |who| (*r, *who)))
+            beat.into_iter()
+                .flat_map(move |b| b.reports.iter().map(move |(who, report)| (*r, *who, report.why)))
         });
-        for (a, b) in own.chain(others) {
+        for (a, b, why) in own.chain(others) {
             let inside = |w: Identity| tip.contains(w) && !self.is_failed(w);
             if a.node != b.node && inside(a) && inside(b) {
-                broken.insert((a.node.min(b.node), a.node.max(b.node)));
+                let lossy = matches!(why, Why::Loss { .. });
+                let pair = (a.node.min(b.node), a.node.max(b.node));
+                broken.entry(pair).and_modify(|l| *l &= lossy).or_insert(lossy);
             }
         }
         let now = self.now;
-        self.peers.cut.no_path.retain(|pair, _| broken.contains(pair));
-        for pair in broken {
-            if !self.peers.cut.no_path.contains_key(&pair) {
-                self.peers.cut.no_path.insert(pair, now);
-                self.event(Event::NoPath(pair.0, pair.1));
+        self.peers.cut.no_path.retain(|pair, _| broken.contains_key(pair));
+        for (pair, lossy) in broken {
+            match self.peers.cut.no_path.get_mut(&pair) {
+                Some(known) => {
+                    // A path that carries something again gets its time anew: the losses of the break still count.
+                    if lossy && !known.lossy {
+                        known.since = now;
+                    }
+                    known.lossy = lossy;
+                }
+                None => {
+                    self.peers.cut.no_path.insert(pair, Broken { since: now, lossy });
+                    self.event(Event::NoPath(pair.0, pair.1));
+                }
             }
         }
     }
@@ -221,7 +246,7 @@ impl Member {
     #[must_use]
     pub fn broken_paths(&self) -> Vec<(NodeId, NodeId, Instant)> {
         if self.hears_everybody() {
-            return self.peers.cut.no_path.iter().map(|((a, b), at)| (*a, *b, *at)).collect();
+            return self.peers.cut.no_path.iter().map(|((a, b), p)| (*a, *b, p.since)).collect();
         }
         let me = self.me.node;
         let pair = |who: &Identity| (me.min(who.node), me.max(who.node));
@@ -238,18 +263,18 @@ impl Member {
     /// Pairs that have been without a path for long enough, once no other pair is about to be (R3).
     pub(super) fn hopeless_pairs(&self) -> BTreeSet<(NodeId, NodeId)> {
         let (now, grace, hold) = (self.now, self.config.mesh_grace, self.hold());
-        let ages = || self.peers.cut.no_path.values();
+        let ages = || self.peers.cut.no_path.values().map(|p| p.since);
         let Some(oldest) = ages().min() else { return BTreeSet::new() };
-        let soon = ages().any(|at| now < *at + grace && *at + grace <= now + hold);
-        if now < *oldest + grace || (soon && now < *oldest + grace + hold) {
+        let soon = ages().any(|at| now < at + grace && at + grace <= now + hold);
+        if now < oldest + grace || (soon && now < oldest + grace + hold) {
             return BTreeSet::new();
         }
-        self.peers.cut.no_path.iter().filter(|(_, at)| **at + grace <= now).map(|(p, _)| *p).collect()
+        self.peers.cut.no_path.iter().filter(|(_, p)| p.since + grace <= now).map(|(pair, _)| *pair).collect()
     }
 
     /// When the oldest broken pair is hopeless.
     pub(super) fn next_hopeless(&self) -> Option<Instant> {
-        self.peers.cut.no_path.values().min().map(|at| *at + self.config.mesh_grace)
+        self.peers.cut.no_path.values().map(|p| p.since).min().map(|at| at + self.config.mesh_grace)
     }
 
     /// Evidence that this node proposes something now.
@@ -291,7 +316,7 @@ impl Member {
         evidence.pairs = broken
             .iter()
             .map(|(a, b)| {
-                let since = self.peers.cut.no_path.get(&(*a, *b)).copied().unwrap_or(now);
+                let since = self.peers.cut.no_path.get(&(*a, *b)).map_or(now, |p| p.since);
                 let for_ns = u64::try_from(now.since(since).as_nanos()).unwrap_or(u64::MAX);
                 BrokenPair { a: *a, b: *b, for_ns }
             })

@@ -71,7 +71,7 @@ impl Member {
     #[must_use]
     pub fn version_to(&self, node: NodeId) -> u8 {
         let version = self.version();
-        let lives = self.peers.lives.iter().rev().filter(|(who, _)| who.node == node);
+        let lives = self.peers.of_node(node).rev();
         let newest = lives.filter_map(|(_, l)| l.beat.as_ref()).map(|b| b.speaks).next();
         match newest {
             Some(theirs) if !theirs.speaks(version) => theirs.common(self.config.speaks).unwrap_or(version),

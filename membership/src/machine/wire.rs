@@ -257,13 +257,13 @@ impl ControlMsg {
 #[cfg(any(test, feature = "sim"))]
 mod next {
     use super::{ControlMsg, HeartbeatAck, Versions, WireError};
-    use crate::{Epoch, StateId};
+    use crate::{Epoch, NodeId, StateId};
 
     pub(super) fn encode(msg: &ControlMsg) -> Vec<u8> {
         let version = Versions::NEXT.newest;
         let done = match msg {
             ControlMsg::HeartbeatAck(ack) => {
-                let fields = (ack.leases, ack.epoch, ack.state, ack.sent_ns);
+                let fields = (ack.leases, ack.epoch, ack.state, ack.sent_ns, ack.leader);
                 postcard::to_extend(&fields, vec![version, b'a'])
             }
             other => postcard::to_extend(other, vec![version, b'o']),
@@ -273,12 +273,14 @@ mod next {
 
     pub(super) fn decode(bytes: &[u8]) -> Result<ControlMsg, WireError> {
         match bytes.split_first() {
-            Some((b'a', rest)) => match postcard::take_from_bytes::<(bool, Epoch, StateId, u64)>(rest) {
-                Ok(((leases, epoch, state, sent_ns), [])) => {
-                    Ok(ControlMsg::HeartbeatAck(HeartbeatAck { sent_ns, epoch, state, leases }))
+            Some((b'a', rest)) => {
+                match postcard::take_from_bytes::<(bool, Epoch, StateId, u64, Option<NodeId>)>(rest) {
+                    Ok(((leases, epoch, state, sent_ns, leader), [])) => {
+                        Ok(ControlMsg::HeartbeatAck(HeartbeatAck { sent_ns, epoch, state, leader, leases }))
+                    }
+                    _ => Err(WireError::Malformed),
                 }
-                _ => Err(WireError::Malformed),
-            },
+            }
             Some((b'o', rest)) => match postcard::take_from_bytes(rest) {
                 Ok((msg, [])) => Ok(msg),
                 _ => Err(WireError::Malformed),
