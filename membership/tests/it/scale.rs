@@ -160,7 +160,7 @@ fn scale_from_one_seed_node_to_all_ten_crash_and_a_tenth_loses_most() {
     large
         .phase("nothing happens", Duration::from_secs(11), |_| {
             quiet += 1;
-            500 < quiet
+            200 < quiet
         })
         .print();
 
@@ -191,9 +191,9 @@ fn scale_from_one_seed_node_to_all_ten_crash_and_a_tenth_loses_most() {
     }
     let mut steps = 0;
     large
-        .phase("a tenth loses 80 %: 30 s", Duration::from_secs(31), |_| {
+        .phase("a tenth loses 80 %, 15 s", Duration::from_secs(31), |_| {
             steps += 1;
-            3_000 < steps
+            1_500 < steps
         })
         .print();
     let (mut ill, mut well) = (0, 0);
@@ -213,9 +213,9 @@ fn scale_from_one_seed_node_to_all_ten_crash_and_a_tenth_loses_most() {
     let middle = large.newest().epoch;
     let mut steps = 0;
     large
-        .phase("and 20 s more", Duration::from_secs(21), |_| {
+        .phase("and 8 s more", Duration::from_secs(21), |_| {
             steps += 1;
-            2_000 < steps
+            800 < steps
         })
         .print();
     let more = large.newest().epoch.0 - middle.0;

@@ -3,9 +3,11 @@
 use super::attempt;
 use quorate_membership::machine::Bug;
 
+/// So many seeds are tried for each mistake.
+const SEEDS_MAX: u64 = 400;
+
 /// Runs seeds until one fails; the failure must name one of `by`.
 fn caught(bug: Bug, by: &[&str]) {
-    const SEEDS_MAX: u64 = 200;
     for seed in 0..SEEDS_MAX {
         if let Err(what) = attempt(seed, Some(bug)) {
             let named = by.iter().any(|name| what.starts_with(&format!("invariant {name} ")));
