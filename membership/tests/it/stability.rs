@@ -102,8 +102,8 @@ fn one_way(seed: u64, bug: Option<Bug>) -> Result<(), String> {
     let mut world = up(seed, 5, 0, bug);
     let before = epoch(&world);
     // The leader is at one end of half of them.
-    let from = if seed % 2 == 0 { 2 + rng.below(4) as u32 } else { 1 };
-    let to = if seed % 2 == 0 { 1 } else { 2 + rng.below(4) as u32 };
+    let other = 2 + rng.below(4) as u32;
+    let (from, to) = if seed.is_multiple_of(2) { (other, 1) } else { (1, other) };
     world.cluster.network.cut(NodeId(from), NodeId(to));
     run(&mut world, 2_700)?;
     let quorate = world.cluster.nodes().all(|(n, _)| world.cluster.is_quorate(n));
@@ -134,7 +134,8 @@ fn a_leader_that_hears_nobody_is_replaced_and_removed_although_everybody_hears_i
 }
 
 /// Broken pairs, and the nodes that must go for them.
-const BROKEN: [(&[(u32, u32)], &[u32]); 4] = [
+type Pairs = &'static [(u32, u32)];
+const BROKEN: [(Pairs, &[u32]); 4] = [
     (&[(2, 3)], &[3]),
     (&[(4, 1), (4, 2)], &[4]),
     (&[(2, 3), (4, 5)], &[3, 5]),
@@ -151,7 +152,7 @@ fn broken_pairs(seed: u64, bug: Option<Bug>) -> Result<(), String> {
     world.watch(Box::new(OneCut { incident: lives.clone(), before }));
     for (a, b) in pairs {
         world.cluster.network.cut(NodeId(*a), NodeId(*b));
-        if seed % 3 != 0 {
+        if !seed.is_multiple_of(3) {
             world.cluster.network.cut(NodeId(*b), NodeId(*a));
         }
     }
