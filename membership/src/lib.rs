@@ -4,6 +4,7 @@ mod delta;
 #[cfg(feature = "driver")]
 pub mod driver;
 mod evidence;
+mod explain;
 mod face;
 mod ids;
 mod lease;
@@ -24,6 +25,7 @@ pub use evidence::{
     BrokenPair, COUNTS_MAX, Count, Evidence, LOSS_WINDOW, NOTE_BYTES_MAX, OBSERVATIONS_MAX, Observation,
     Report, Why,
 };
+pub use explain::Explanation;
 pub use face::{
     BoxFuture, Membership, Runtime, SendError, ServiceClass, ServiceId, SessionHandler, Sessions,
     ViewListener,

@@ -20,6 +20,9 @@ usage: cargo xtask COMMAND
   tidy                  the rules on files: headers, sizes, links
   sim NAME [--seeds A..B | --seed N]
                         simulate membership | dlm | fencing | ccs | gnbd | failover | stack (1,000 seeds by default)
+  sim scale [--nodes N] a cluster of 1,000 nodes in one process; prints views, messages and bytes per node
+  campaign suspicion [--minutes N]
+                        real nodes on a machine with all cores busy, for 60 minutes: counts false suspicions
   interop               the tests against real tools alone
   bench [NAME]          measure; prints a table with the peer's or the limit's figure beside each of ours
 ";
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         Some("check") => check::check(),
         Some("tidy") => tidy::tidy(),
         Some("sim") => sim::sim(rest),
+        Some("campaign") => sim::campaign(rest),
         Some("interop") => test::interop(),
         Some("bench") => sim::bench(rest),
         Some("help" | "--help" | "-h") | None => {

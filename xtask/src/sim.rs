@@ -19,6 +19,9 @@ const SEEDS_DEFAULT: &str = "0..1000";
 
 pub(crate) fn sim(args: &[String]) -> Result<(), String> {
     let name = args.first().ok_or_else(|| format!("which simulation? {}", names()))?;
+    if name == "scale" {
+        return scale(args.get(1..).unwrap_or_default());
+    }
     let mut seeds = ("QUORATE_SEEDS", SEEDS_DEFAULT.to_owned());
     let mut rest = args.get(1..).unwrap_or_default().iter();
     while let Some(word) = rest.next() {
@@ -30,6 +33,39 @@ pub(crate) fn sim(args: &[String]) -> Result<(), String> {
         };
     }
     run(&mut command(name, seeds.0, &seeds.1)?)
+}
+
+/// `sim scale [--nodes N]`: a large cluster in one process, with a table of views, messages and bytes.
+fn scale(args: &[String]) -> Result<(), String> {
+    let nodes = match args {
+        [] => "1000",
+        [word, nodes] if word == "--nodes" && nodes.parse::<u32>().is_ok_and(|n| 40 <= n) => nodes,
+        _ => return Err(format!("`{}`: --nodes N is wanted, at least 40", args.join(" "))),
+    };
+    let mut command = cargo();
+    command.args(["test", "--release", "--package", "quorate-membership", "--test", "it"]);
+    command.args(["--no-default-features", "--features", "sim", "--", "--nocapture", "scale"]);
+    run(command.env("QUORATE_SCALE", nodes))
+}
+
+/// `campaign suspicion [--minutes N]`: real processes on a machine that has other things to do.
+pub(crate) fn campaign(args: &[String]) -> Result<(), String> {
+    let minutes = match args {
+        [name] if name == "suspicion" => "60",
+        [name, word, minutes] if name == "suspicion" && word == "--minutes" => minutes,
+        _ => return Err("campaign: `suspicion [--minutes N]` is wanted".into()),
+    };
+    let mut command = cargo();
+    command.args([
+        "run",
+        "--release",
+        "--quiet",
+        "--package",
+        "quorate-membership",
+        "--example",
+        "suspicion",
+    ]);
+    run(command.args(["--", "--minutes", minutes]))
 }
 
 /// The command that runs one simulation.

@@ -41,6 +41,8 @@ pub enum Command {
     Why,
     /// Members, roster and voters.
     Members,
+    /// Why a view followed the one before it; the newest one if none is named.
+    Explain(Option<u64>),
     /// Enter a node in the roster.
     AddNode {
         /// Its id.

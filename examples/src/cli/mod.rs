@@ -66,6 +66,11 @@ enum Verb {
 enum Member {
     /// Who is in, who may be in, who votes.
     Ls,
+    /// Why a view followed the one before it: who reported what, how it was counted, who accepted it.
+    Explain {
+        /// The view's epoch; the newest one if it is left out.
+        epoch: Option<u64>,
+    },
     /// Enter a node in the roster.
     Add {
         /// Its id.

@@ -10,7 +10,7 @@ use quorate_fencing::Fencer;
 use quorate_gfs::face::Credentials;
 use quorate_membership::driver::pki::{PeerCertificate, Subject};
 use quorate_membership::{
-    Membership, NodeId, Request as Change, Role, RosterEntry, ServerEntry, ServerId, Voter, VoterSet,
+    Epoch, Membership, NodeId, Request as Change, Role, RosterEntry, ServerEntry, ServerId, Voter, VoterSet,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -71,6 +71,12 @@ impl World {
         match command {
             Command::Status => self.status().await,
             Command::Members => Ok(self.members()),
+            Command::Explain(epoch) => {
+                let epoch = epoch.map_or(self.node.view().epoch, Epoch);
+                // With the record before it, whose voters decided.
+                let kept = self.node.decisions_since(Epoch(epoch.0.saturating_sub(2)));
+                super::explain::explain(&kept, epoch)
+            }
             Command::AddNode { id, certificate, address } => self.add_node(id, &certificate, address).await,
             Command::AdmitVoters => self.admit_voters().await,
             Command::RemoveNode(id) => {

@@ -3,6 +3,7 @@
 mod commands;
 mod convert;
 mod devices;
+mod explain;
 mod file_api;
 mod filesystems;
 mod host;

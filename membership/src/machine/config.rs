@@ -15,6 +15,11 @@ pub const ATTACHMENTS_MAX: usize = 4_096;
 pub const REQUESTS_MAX: usize = 1_024;
 
 /// Times of the machine. There is no default; [`Config::lan`] is tuned for one switched network and for loopback.
+///
+/// All of them follow from the heartbeat interval `h` (`docs/membership.md` has the reasons):
+/// `detection = 8 h`; `drift_margin = detection / 8`; `link_lost_grace = detection / 2`; `mesh_grace` about
+/// `4 detection`; `retry_interval = h / 2`; `request_deadline` at least `2 detection`; `stage_deadline` at least
+/// `4 detection`. Whoever has a slower network raises `h` and keeps the ratios: [`Config::from_heartbeat`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Between two heartbeats to every node. 10 ms to 1 s; at most a quarter of `detection`, so that three in a row
@@ -64,6 +69,23 @@ impl Config {
             retry_interval: Duration::from_millis(50),
             admits_voters: true,
             speaks: Versions::CURRENT,
+        }
+    }
+
+    /// The settings that follow from a heartbeat interval by the formula; [`Config::lan`] is that of 100 ms.
+    #[must_use]
+    pub fn from_heartbeat(interval: Duration) -> Self {
+        let detection = interval * 8;
+        Self {
+            heartbeat_interval: interval,
+            detection,
+            drift_margin: detection / 8,
+            link_lost_grace: detection / 2,
+            mesh_grace: detection * 15 / 4,
+            request_deadline: (detection * 2).max(Duration::from_secs(10)),
+            stage_deadline: (detection * 4).max(Duration::from_secs(30)),
+            retry_interval: interval / 2,
+            ..Self::lan()
         }
     }
 
@@ -122,6 +144,14 @@ mod tests {
         assert!(config.detection < Duration::from_secs(1));
         assert!(config.lease() < config.detection);
         assert!(config.lease_wait() <= config.detection, "a plain crash must not wait for the lease");
+    }
+
+    #[test]
+    fn the_lan_preset_is_what_the_formula_gives_for_a_tenth_of_a_second() {
+        assert_eq!(Config::from_heartbeat(Duration::from_millis(100)), Config::lan());
+        for ms in [20, 50, 250, 1_000] {
+            assert_eq!(Config::from_heartbeat(Duration::from_millis(ms)).check(), Ok(()), "{ms} ms");
+        }
     }
 
     #[test]
