@@ -92,6 +92,7 @@ impl Member {
         let mut view =
             change::remove(base, &lost, Cause::Forced { by: self.me.identity(), word, off: off.clone() });
         view.epoch = tip.epoch.next();
+        view.evidence = self.evidence();
         if bug!(self, ForcesInSilence) {
             view.cause = Cause::Voters;
         }

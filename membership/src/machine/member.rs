@@ -369,7 +369,7 @@ impl Member {
     /// Notes which nodes are meant to vote.
     pub(super) fn note_meant(&mut self) {
         let roster = self.tip.iter().flat_map(|v| &v.roster);
-        self.meant = roster.filter(|(_, e)| e.role == Role::Voter).map(|(n, _)| *n).collect();
+        self.meant = roster.filter(|(_, e)| e.role != Role::Observer).map(|(n, _)| *n).collect();
     }
 
     pub(super) fn epoch(&self) -> Epoch {

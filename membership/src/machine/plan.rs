@@ -8,7 +8,8 @@ use super::member::Member;
 use super::mesh::smallest_cover;
 use super::wire::{Answer, ControlMsg};
 use crate::{
-    Cause, Epoch, Evidence, Identity, Instant, NodeId, Proof, Refusal, Request, ResourceId, Role, View, VoterSet,
+    Cause, Epoch, Evidence, Identity, Instant, NodeId, Proof, Refusal, Request, ResourceId, Role, View,
+    VoterSet,
 };
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -6,7 +6,7 @@
 use super::bug::bug;
 use super::change;
 use super::member::Member;
-use crate::{Cause, Identity, Instant, NodeId, Role, StateId, View, Voter, VoterSet};
+use crate::{Cause, Evidence, Identity, Instant, NodeId, Role, StateId, View, Voter, VoterSet};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,9 +51,10 @@ impl Member {
     /// Witnesses that are heard, each in its newest life, with nonce and state directory. This process may be one.
     fn witnesses_here(&self, tip: &View) -> BTreeMap<Identity, (u64, StateId)> {
         let is_witness = |n: NodeId| tip.roster.get(&n).is_some_and(|e| e.role == Role::Witness);
-        let others = self
-            .live_lives()
-            .filter(|(who, _)| is_witness(who.node) && !self.has_live_elder(*who))
+        let meant = self.meant.iter().filter(|n| **n != self.me.node && is_witness(**n));
+        let others = meant
+            .filter_map(|n| self.live_life(*n))
+            .filter(|(who, _)| !self.has_live_elder(*who))
             .filter_map(|(who, life)| life.beat.as_ref().map(|b| (who, (life.nonce, b.state))));
         let own = is_witness(self.me.node).then(|| (self.me.identity(), (self.me.nonce, self.disk.state)));
         others.chain(own).collect()
@@ -67,12 +68,16 @@ impl Member {
         let mut next = change::following(tip, Cause::Witness(who));
         next.lives.insert(who.node, who.incarnation);
         next.nonces.insert(who.node, nonce);
+        next.evidence = self.evidence();
         Some(next)
     }
 
     /// Acceptors that a voter set may hold: members and recorded witnesses, with the directories they announced.
     pub(super) fn electable(&self, tip: &View) -> BTreeMap<NodeId, StateId> {
-        let members = tip.members.keys().filter_map(|n| self.state_of_member(tip, *n).map(|s| (*n, s)));
+        // Nobody else is ever asked about, and a large cluster has many others.
+        let asked: BTreeSet<NodeId> = self.meant.iter().chain(tip.voters.voters.keys()).copied().collect();
+        let members = asked.into_iter().filter(|n| tip.members.contains_key(n));
+        let members = members.filter_map(|n| self.state_of_member(tip, n).map(|s| (n, s)));
         let recorded = |who: &Identity, nonce: u64| {
             tip.lives.get(&who.node) == Some(&who.incarnation) && tip.nonces.get(&who.node) == Some(&nonce)
         };
@@ -113,7 +118,7 @@ impl Member {
         let set = target(tip, &here, &gone);
         let is_new = |n: &&NodeId| !tip.voters.voters.contains_key(n);
         let count = set.voters.len();
-        let meant = tip.roster.values().filter(|e| e.role != Role::Observer).count();
+        let meant = self.meant.len();
         let settled =
             set.voters.keys().filter(is_new).count() == 0 || count % 2 == 1 || count == meant - gone.len();
         let mut set = set;
@@ -132,7 +137,9 @@ impl Member {
         let gone: BTreeSet<NodeId> =
             tip.voters.voters.keys().copied().filter(|n| !set.voters.contains_key(n)).collect();
         let cause = if gone.is_empty() { Cause::Voters } else { Cause::LastManStanding(gone) };
-        Some(change::voters(tip, set, cause))
+        let note = format!("{} of {meant} nodes that are meant to vote", set.voters.len());
+        let evidence = Evidence { note, ..self.evidence() };
+        Some(View { evidence, ..change::voters(tip, set, cause) })
     }
 
     /// Whether every vote of the set is present, as `wait_for_all` wants it after everybody was gone.
@@ -150,11 +157,7 @@ impl Member {
         }
         let speaks = |n: &NodeId| {
             *n == self.me.node
-                || self
-                    .live_lives()
-                    .find(|(who, _)| who.node == *n)
-                    .and_then(|(_, l)| l.beat.as_ref())
-                    .is_some_and(|b| b.speaks.speaks(to))
+                || self.live_life(*n).and_then(|(_, l)| l.beat.as_ref()).is_some_and(|b| b.speaks.speaks(to))
         };
         let members = tip.members.keys().all(&speaks);
         let voters = tip.voters.voters.keys().all(&speaks);
@@ -163,6 +166,8 @@ impl Member {
         }
         let mut next = change::following(tip, Cause::Version { from: tip.version, to });
         next.version = to;
+        let note = format!("all members and voters speak version {to}");
+        next.evidence = Evidence { note, ..self.evidence() };
         Some(next)
     }
 }
