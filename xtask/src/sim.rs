@@ -1,7 +1,9 @@
 //! `cargo xtask sim` and `cargo xtask bench`: the simulations by seed, and the measurements.
 
-use crate::run::{cargo, root, run};
-use std::process::Command;
+use crate::run::{cargo, root, run, show};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 /// Simulations: the name people use, the package, the test in it.
 pub(crate) const SIMULATIONS: [(&str, &str, &str); 7] = [
@@ -82,6 +84,63 @@ pub(crate) fn command(name: &str, variable: &str, value: &str) -> Result<Command
     Ok(command)
 }
 
+/// Builds all simulations in one go, in release mode, and gives the test program of each package.
+///
+/// One build for all: with one for each, the crates they share would be compiled again for every set of features.
+pub(crate) fn build_all() -> Result<BTreeMap<String, PathBuf>, String> {
+    let mut command = cargo();
+    command.args(["test", "--release", "--no-run", "--test", "it", "--no-default-features"]);
+    let mut features = Vec::new();
+    for (name, package, _) in SIMULATIONS {
+        if exists(name) && !features.contains(&format!("{package}/sim")) {
+            command.args(["--package", package]);
+            features.push(format!("{package}/sim"));
+            if package == "quorate-gnbd" {
+                features.extend(["server", "client", "pki"].map(|f| format!("{package}/{f}")));
+            }
+        }
+    }
+    command.args(["--features", &features.join(","), "--message-format", "json-render-diagnostics"]);
+    command.stdout(Stdio::piped());
+    let output = command.output().map_err(|e| format!("cannot run {}: {e}", show(&command)))?;
+    if !output.status.success() {
+        return Err(format!("{} failed: {}", show(&command), output.status));
+    }
+    let programs: BTreeMap<String, PathBuf> =
+        String::from_utf8_lossy(&output.stdout).lines().filter_map(program).collect();
+    Ok(programs)
+}
+
+/// Package and program of a line in which cargo tells of a test program it built.
+fn program(line: &str) -> Option<(String, PathBuf)> {
+    let text = |key: &str| {
+        let rest = line.split_once(&format!("\"{key}\":\""))?.1;
+        rest.split('"').next().map(str::to_owned)
+    };
+    if text("reason")? != "compiler-artifact" {
+        return None;
+    }
+    // `path+file:///…/dlm#quorate-dlm@0.1.0`
+    let package = text("package_id")?.rsplit('#').next()?.split('@').next()?.to_owned();
+    Some((package, PathBuf::from(text("executable")?)))
+}
+
+/// One simulation as a program that [`build_all`] built.
+pub(crate) fn built(
+    programs: &BTreeMap<String, PathBuf>,
+    name: &str,
+    seeds: &str,
+) -> Result<Command, String> {
+    let found = SIMULATIONS.iter().find(|(n, _, _)| *n == name);
+    let (_, package, test) = found.ok_or_else(|| format!("there is no simulation `{name}`: {}", names()))?;
+    let program =
+        programs.get(*package).ok_or_else(|| format!("{package}: cargo told of no test program"))?;
+    let mut command = Command::new(program);
+    let folder = package.trim_start_matches("quorate-");
+    command.args(["--nocapture", test]).env("QUORATE_SEEDS", seeds).current_dir(root().join(folder));
+    Ok(command)
+}
+
 /// Whether the crate has its simulation in the tree.
 pub(crate) fn exists(name: &str) -> bool {
     // The whole stack is simulated where everything it is made of is below.
@@ -100,4 +159,25 @@ pub(crate) fn bench(args: &[String]) -> Result<(), String> {
         .args(["run", "--release", "--quiet", "--package", "quorate", "--bin", "quorate-bench", "--"])
         .args(args);
     run(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargos_lines_name_package_and_program() {
+        let line = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/dlm#quorate-dlm@0.1.0","target":{"kind":["test"]},"executable":"/w/target/release/deps/it-1f","fresh":true}"#;
+        assert_eq!(program(line), Some(("quorate-dlm".into(), "/w/target/release/deps/it-1f".into())));
+        let library = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/dlm#quorate-dlm@0.1.0","executable":null,"fresh":true}"#;
+        assert_eq!(program(library), None);
+        assert_eq!(program(r#"{"reason":"build-finished","success":true}"#), None);
+    }
+
+    #[test]
+    fn every_simulation_is_there() {
+        for (name, _, _) in SIMULATIONS {
+            assert!(exists(name), "{name}");
+        }
+    }
 }

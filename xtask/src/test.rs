@@ -1,7 +1,8 @@
 //! `cargo xtask test`: installs what the tests need if asked to, runs all of them, and says what was left out.
 
-use crate::run::{cargo, has_program, run, show};
+use crate::run::{cargo, has_program, root, run, show, target_dir};
 use crate::sim;
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -37,7 +38,7 @@ pub(crate) fn test(args: &[String]) -> Result<(), String> {
     };
     packages(install)?;
     let ci = std::env::var_os("CI").is_some();
-    let mut parts: Vec<(String, Command)> = Vec::new();
+    let mut parts: Vec<(String, Part)> = Vec::new();
     let mut all = cargo();
     all.args([
         "test",
@@ -48,26 +49,41 @@ pub(crate) fn test(args: &[String]) -> Result<(), String> {
         "--show-output",
         "--test-threads=2",
     ]);
-    parts.push(("unit, property, scenario and interop tests".into(), all));
+    // The simulations come below, in release mode and with more seeds.
+    for module in ["sim::", "simulation::", "stack::"] {
+        all.args(["--skip", module]);
+    }
+    parts.push(("unit, property, scenario, process and interop tests".into(), Part::Command(all)));
+    for name in examples()? {
+        // Built by the part above, as cargo builds examples with the tests.
+        let example = Command::new(target_dir().join("debug/examples").join(&name));
+        parts.push((format!("example {name}"), Part::Command(example)));
+    }
+    parts.push(("all simulations, built".into(), Part::BuildSimulations));
     for (name, _, _) in sim::SIMULATIONS {
-        if sim::exists(name) {
-            parts.push((
-                format!("simulation of {name}, 1,000 seeds"),
-                sim::command(name, "QUORATE_SEEDS", "0..1000")?,
-            ));
-        }
+        parts.push((format!("simulation of {name}, 1,000 seeds"), Part::Simulation(name)));
     }
     let mut demo = cargo();
     demo.args(["run", "--quiet", "--package", "xtask", "--", "demo"]);
-    parts.push(("the demo".into(), demo));
+    parts.push(("the demo, with its build".into(), Part::Command(demo)));
+    let mut programs = BTreeMap::new();
     let mut rows = Vec::new();
     let mut total = Outcome::default();
-    for (name, mut command) in parts {
-        if ci {
-            command.env("QUORATE_NO_SKIP", "1");
-        }
-        println!("\n== {name}: {}", show(&command));
-        let (outcome, seconds) = timed(&mut command);
+    for (name, part) in parts {
+        let (outcome, seconds) = match part {
+            Part::Command(command) => run_part(&name, Ok(command), ci),
+            Part::Simulation(sim) => run_part(&name, sim::built(&programs, sim, "0..1000"), ci),
+            Part::BuildSimulations => {
+                println!("\n== {name}");
+                let start = now();
+                let mut outcome = Outcome::default();
+                match sim::build_all() {
+                    Ok(built) => programs = built,
+                    Err(error) => outcome.error = Some(error),
+                }
+                (outcome, start.elapsed().as_secs_f64())
+            }
+        };
         let failed = outcome.failed + usize::from(outcome.error.is_some() && outcome.failed == 0);
         rows.push(format!("{:>7.1} s  {:>5} passed  {failed:>3} failed  {name}", seconds, outcome.passed));
         total.passed += outcome.passed;
@@ -82,18 +98,52 @@ pub(crate) fn test(args: &[String]) -> Result<(), String> {
     if total.failed == 0 { Ok(()) } else { Err(format!("{} tests failed", total.failed)) }
 }
 
+/// One part of the run.
+enum Part {
+    Command(Command),
+    BuildSimulations,
+    Simulation(&'static str),
+}
+
+#[expect(clippy::disallowed_methods, reason = "a command for people prints how long its parts took")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn run_part(name: &str, command: Result<Command, String>, ci: bool) -> (Outcome, f64) {
+    match command {
+        Ok(mut command) => {
+            if ci {
+                command.env("QUORATE_NO_SKIP", "1");
+            }
+            println!("\n== {name}: {}", show(&command));
+            timed(&mut command)
+        }
+        Err(error) => {
+            println!("\n== {name}: {error}");
+            (Outcome { error: Some(error), ..Outcome::default() }, 0.0)
+        }
+    }
+}
+
+/// The examples, one for each crate.
+fn examples() -> Result<Vec<String>, String> {
+    let folder = root().join("examples/examples");
+    let entries = std::fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.strip_suffix(".rs").map(str::to_owned))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
 pub(crate) fn interop() -> Result<(), String> {
     packages(false)?;
     let mut command = cargo();
-    command.args([
-        "test",
-        "--workspace",
-        "--all-features",
-        "--",
-        "--show-output",
-        "--test-threads=1",
-        "interop",
-    ]);
+    command.args(["test", "--workspace", "--all-features", "--", "--show-output", "--test-threads=1"]);
+    // Where the tests against the field's own tools are.
+    command.args(["interop", "tools", "agents", "agent::", "fsck", "rescue"]);
     run(&mut command)
 }
 
@@ -124,9 +174,8 @@ fn packages(install: bool) -> Result<(), String> {
 }
 
 /// Runs one part, passing on its output and counting what the test runner says in it.
-#[expect(clippy::disallowed_methods, reason = "a command for people prints how long its parts took")]
 fn timed(command: &mut Command) -> (Outcome, f64) {
-    let start = Instant::now();
+    let start = now();
     let mut outcome = Outcome::default();
     match command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn() {
         Ok(mut child) => {

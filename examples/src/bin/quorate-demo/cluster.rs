@@ -66,16 +66,17 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Makes the directory and chooses the addresses: a loopback network of its own.
-    pub(crate) fn new(nodes: u32) -> Result<Self, String> {
+    pub(crate) fn new(nodes: u32, network: Option<&str>) -> Result<Self, String> {
         let pid = std::process::id();
         let base = std::env::temp_dir();
+        has_room(&base)?;
         let scratch = base.join(format!("qdemo-{pid}"));
         fs::create_dir(&scratch).map_err(|e| format!("cannot make {}: {e}", scratch.display()))?;
         let programs = std::env::current_exe()
             .ok()
             .and_then(|p| p.parent().map(Path::to_path_buf))
             .ok_or("cannot tell where the programs are")?;
-        let net = format!("127.{}.{}", 64 + pid / 256 % 64, pid % 256);
+        let net = network.map_or_else(|| format!("127.{}.{}", 64 + pid / 256 % 64, pid % 256), str::to_owned);
         let cluster = Self {
             nodes: (1..=nodes)
                 .map(|id| Node {
@@ -263,6 +264,21 @@ impl Drop for Cluster {
     }
 }
 
+/// What the image, its copy for the checkers, and the logs take at most, in MiB.
+const ROOM_MIB: u64 = 640;
+
+fn has_room(dir: &Path) -> Result<(), String> {
+    let stat = rustix::fs::statvfs(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let free = (stat.f_bavail * stat.f_frsize) >> 20;
+    if free < ROOM_MIB {
+        let dir = dir.display();
+        return Err(format!(
+            "{dir} has {free} MiB free, the demo wants {ROOM_MIB}: set TMPDIR to a directory with more"
+        ));
+    }
+    Ok(())
+}
+
 /// The time of an event.
 pub(crate) fn time_of(event: &Value) -> u64 {
     event.get("t").and_then(Value::as_u64).unwrap_or(0)
@@ -308,9 +324,27 @@ pub(crate) fn http_get(address: &str) -> io::Result<(String, Vec<u8>)> {
 pub(crate) fn extract_volume(image: &Path, to: &Path) -> Result<(), String> {
     let (offset, len) = quorate::volume::linear_place(image, "vg0", "lv0")?;
     let mut from = File::open(image).map_err(|e| e.to_string())?;
-    let mut to = File::create(to).map_err(|e| e.to_string())?;
     from.seek(SeekFrom::Start(offset)).map_err(|e| e.to_string())?;
-    io::copy(&mut from.take(len), &mut to).map(drop).map_err(|e| e.to_string())
+    copy_sparse(&mut from.take(len), len, to).map_err(|e| e.to_string())
+}
+
+/// Copies, with zeros as holes.
+fn copy_sparse(from: &mut impl Read, len: u64, to: &Path) -> io::Result<()> {
+    use std::io::Write;
+    let mut to = File::create(to)?;
+    let mut buf = Vec::new();
+    loop {
+        buf.clear();
+        from.by_ref().take(1 << 20).read_to_end(&mut buf)?;
+        if buf.is_empty() {
+            return to.set_len(len);
+        }
+        if buf.iter().all(|b| *b == 0) {
+            to.seek(SeekFrom::Current(buf.len() as i64))?;
+        } else {
+            to.write_all(&buf)?;
+        }
+    }
 }
 
 /// Runs something on the image as a block device; needs root and loop devices.

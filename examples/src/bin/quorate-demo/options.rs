@@ -12,6 +12,7 @@ usage: cargo xtask demo [OPTIONS]
   --keep           leave the cluster up and print the commands to play with it, until Ctrl-C
   --json FILE      write every step's time and every proof's result (keys: docs/demo.md)
   --no-fuse        go through each node's file API even where FUSE could be used
+  --network A.B.C  the loopback network to use, such as 127.80.1 (default: chosen by process number)
   --strict-times   a missed time makes the exit code 3
 ";
 
@@ -25,6 +26,7 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
     pub(crate) no_fuse: bool,
     pub(crate) strict_times: bool,
+    pub(crate) network: Option<String>,
 }
 
 /// What was asked for.
@@ -48,6 +50,7 @@ pub(crate) fn parse() -> Result<Parsed, String> {
         json: None,
         no_fuse: false,
         strict_times: false,
+        network: None,
     };
     while let Some(word) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{word} wants a value"));
@@ -57,6 +60,7 @@ pub(crate) fn parse() -> Result<Parsed, String> {
             "--no-fuse" => options.no_fuse = true,
             "--strict-times" => options.strict_times = true,
             "--nodes" => options.nodes = number(&value()?)?,
+            "--network" => options.network = Some(network(&value()?)?),
             "--seed" => options.seed = number(&value()?)?,
             "--input" => options.input = Some(value()?.into()),
             "--json" => options.json = Some(value()?.into()),
@@ -67,6 +71,14 @@ pub(crate) fn parse() -> Result<Parsed, String> {
         return Err(format!("--nodes {}: 3 to 5 nodes can be shown", options.nodes));
     }
     Ok(Parsed::Demo(options))
+}
+
+/// The first three numbers of a loopback network.
+fn network(text: &str) -> Result<String, String> {
+    match format!("{text}.0").parse::<std::net::Ipv4Addr>() {
+        Ok(address) if address.is_loopback() => Ok(text.to_owned()),
+        _ => Err(format!("--network {text}: the first three numbers of a loopback address are wanted")),
+    }
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {

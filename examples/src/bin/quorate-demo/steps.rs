@@ -77,10 +77,11 @@ struct Run<'a> {
     generation: u32,
     fuse: bool,
     source: Fingerprint,
+    kept: bool,
 }
 
 pub(crate) fn run(options: &Options) -> ExitCode {
-    let cluster = match Cluster::new(options.nodes) {
+    let cluster = match Cluster::new(options.nodes, options.network.as_deref()) {
         Ok(cluster) => cluster,
         Err(message) => {
             eprintln!("quorate-demo: {message}");
@@ -97,6 +98,7 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         generation: 0,
         fuse: false,
         source: Fingerprint::new(),
+        kept: false,
     };
     let outcome = run.all();
     let seconds = (boottime_ns() - start) as f64 / 1e9;
@@ -118,7 +120,7 @@ pub(crate) fn run(options: &Options) -> ExitCode {
             return ExitCode::from(2);
         }
     }
-    if interrupted() {
+    if interrupted() && !run.kept {
         return ExitCode::from(130);
     }
     if outcome.is_err() || 0 < failed {
@@ -705,7 +707,10 @@ impl Run<'_> {
             );
         }
         if self.options.keep {
+            // A person ends it: what follows would need the cluster for itself.
             self.keep();
+            self.kept = true;
+            return Ok(());
         }
         drop(access);
         self.workers.clear();
