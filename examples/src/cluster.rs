@@ -77,6 +77,24 @@ pub enum ClusterCommand {
         #[arg(long)]
         listen: SocketAddr,
     },
+    /// A new certificate with a new key for a node, put beside the one in use; `quorate member renew` takes it into use.
+    Renew {
+        /// The CA's directory: the present one, or the next.
+        #[arg(long)]
+        ca: PathBuf,
+        /// The node's directory, or a copy of its `node.toml`.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// The next CA of the same cluster. Trust both with `quorate member trust`, renew every certificate, then trust it alone.
+    NextCa {
+        /// The present CA's directory.
+        #[arg(long)]
+        ca: PathBuf,
+        /// Where the next one is put. Keep it off the nodes.
+        #[arg(long)]
+        into: PathBuf,
+    },
     /// A certificate for a person's tools (libnbd, qemu) that use exports outside the cluster.
     Client {
         /// The CA's directory.
@@ -120,6 +138,27 @@ pub fn run(command: &ClusterCommand) -> Result<u8, Box<dyn Error>> {
             println!(
                 "storage server {name}: {}; start `quorate storage`, then `quorate member enrol`",
                 dir.display()
+            );
+            Ok(0)
+        }
+        ClusterCommand::Renew { ca, dir } => {
+            let settings: NodeSettings = crate::settings::load(&dir.join("node.toml"))?;
+            let listen: SocketAddr =
+                settings.listen.parse().map_err(|e| format!("node.toml: listen: {e}"))?;
+            let into = dir.join("pki.next");
+            let issued = Ca::load(ca)?.issue_node(&settings.name, NodeId(settings.id), &addresses(listen))?;
+            issued.save(&into)?;
+            println!("node {}: {}; now run `quorate member renew` there", settings.id, into.display());
+            Ok(0)
+        }
+        ClusterCommand::NextCa { ca, into } => {
+            let present = Ca::load(ca)?;
+            Ca::create(present.name(), present.cluster())?.save(into)?;
+            println!("the next CA of {}: {}", present.name(), into.display());
+            println!(
+                "next: quorate member trust {0}/ca-cert.pem {1}/ca-cert.pem",
+                ca.display(),
+                into.display()
             );
             Ok(0)
         }

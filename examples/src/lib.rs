@@ -9,3 +9,4 @@ pub mod rescue;
 pub mod settings;
 pub mod storage;
 pub mod volume;
+pub mod witness;

@@ -54,6 +54,8 @@ pub enum Command {
     },
     /// Make every roster node that is a member and meant to vote a voter.
     AdmitVoters,
+    /// Who decides, and who is believed.
+    Quorum(QuorumCommand),
     /// Strike a node from the roster.
     RemoveNode(u32),
     /// Take a storage server in as a fence.
@@ -152,6 +154,81 @@ pub enum Command {
         name: String,
         /// Where to; where the policy says if `None`.
         node: Option<u32>,
+    },
+}
+
+/// A command about votes, keys and CAs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QuorumCommand {
+    /// Whether this node is quorate, with the arithmetic.
+    Status,
+    /// Who would be quorate on each of these sides.
+    WhatIf {
+        /// Nodes that are down: the rest is one side.
+        down: Vec<u32>,
+        /// The sides of a split, if it is one.
+        split: Vec<Vec<u32>>,
+    },
+    /// Gives a node so many votes.
+    Votes {
+        /// Which.
+        id: u32,
+        /// How many.
+        votes: u32,
+    },
+    /// Expects so many votes; zero: as many as there are.
+    Expected(u32),
+    /// Changes options; what is `None` stays.
+    Options {
+        /// Whether all have to be there once after everybody was gone.
+        wait_for_all: Option<bool>,
+        /// `off`, `lowest`, `highest` or ids.
+        tie_breaker: Option<String>,
+        /// The window in milliseconds; zero: off.
+        last_man_standing_ms: Option<u32>,
+        /// Whether a clean leave takes the vote along.
+        allow_downscale: Option<bool>,
+    },
+    /// Enters a witness in the roster.
+    AddWitness {
+        /// Its id.
+        id: u32,
+        /// Its certificate, in PEM.
+        certificate: String,
+        /// Where it listens.
+        address: String,
+    },
+    /// Puts another machine in the place of a node.
+    Replace {
+        /// Which.
+        id: u32,
+        /// The new machine's certificate, in PEM.
+        certificate: String,
+        /// Where it listens, if elsewhere.
+        address: Option<String>,
+    },
+    /// A person's word that all others are off.
+    Force {
+        /// Who is off.
+        off: Vec<u32>,
+        /// Who says so, and why.
+        word: String,
+    },
+    /// Takes `wait_for_all` back at this node.
+    CancelWaitForAll,
+    /// Takes the certificate of `pki.next` into use.
+    Renew,
+    /// Refuses a node's key from now on.
+    Revoke {
+        /// Whose.
+        id: u32,
+        /// Why.
+        reason: String,
+    },
+    /// Trusts exactly these CAs.
+    Trust {
+        /// Their certificates, in PEM.
+        certificates: Vec<String>,
     },
 }
 

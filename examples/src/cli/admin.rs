@@ -2,7 +2,7 @@
 
 use super::{Config, Fence, Lock, Member, Service, Sized, Verb, Volume};
 use quorate::admin::client::Client;
-use quorate::admin::protocol::Command;
+use quorate::admin::protocol::{Command, QuorumCommand};
 use std::error::Error;
 use std::path::Path;
 
@@ -56,6 +56,46 @@ fn translate(verb: Verb) -> Result<Command, Box<dyn Error>> {
             Member::Remove { id } => Command::RemoveNode(id),
             Member::Admit => Command::AdmitVoters,
             Member::Leave => Command::Leave,
+            Member::Quorum => Command::Quorum(QuorumCommand::Status),
+            Member::WhatIf { down, split } => {
+                Command::Quorum(QuorumCommand::WhatIf { down, split: sides(split.as_deref())? })
+            }
+            Member::Votes { id, votes } => Command::Quorum(QuorumCommand::Votes { id, votes }),
+            Member::Expected { votes } => Command::Quorum(QuorumCommand::Expected(votes)),
+            Member::Options { wait_for_all, auto_tie_breaker, last_man_standing, allow_downscale } => {
+                Command::Quorum(QuorumCommand::Options {
+                    wait_for_all,
+                    tie_breaker: auto_tie_breaker,
+                    last_man_standing_ms: last_man_standing,
+                    allow_downscale,
+                })
+            }
+            Member::AddWitness { id, address, certificate } => {
+                let certificate = read(&certificate)?;
+                Command::Quorum(QuorumCommand::AddWitness { id, certificate, address })
+            }
+            Member::Replace { id, certificate, address } => {
+                let certificate = read(&certificate)?;
+                Command::Quorum(QuorumCommand::Replace { id, certificate, address })
+            }
+            Member::ForceQuorum { off, reason, confirm } => {
+                let sentence = force_sentence(&off);
+                if confirm.as_deref() != Some(sentence.as_str()) {
+                    return Err(format!(
+                        "forcing the quorum is outside the guarantees: if a node that you declare to be off still runs, two \
+                         clusters change the same data and it is lost.\nLook at every machine, then add --confirm '{sentence}'"
+                    )
+                    .into());
+                }
+                Command::Quorum(QuorumCommand::Force { off, word: reason })
+            }
+            Member::CancelWaitForAll => Command::Quorum(QuorumCommand::CancelWaitForAll),
+            Member::Renew => Command::Quorum(QuorumCommand::Renew),
+            Member::Revoke { id, reason } => Command::Quorum(QuorumCommand::Revoke { id, reason }),
+            Member::Trust { certificates } => {
+                let certificates = certificates.iter().map(|c| read(c)).collect::<Result<_, _>>()?;
+                Command::Quorum(QuorumCommand::Trust { certificates })
+            }
             Member::Enrol { name, address } => Command::Enrol { name, address },
             Member::Retire { server } => Command::Retire(server),
         },
@@ -105,10 +145,23 @@ fn translate(verb: Verb) -> Result<Command, Box<dyn Error>> {
             Service::Disable { name } => Command::ServiceDisable(name),
             Service::Relocate { name, node } => Command::ServiceRelocate { name, node },
         },
-        Verb::Storage(_) | Verb::Node(_) | Verb::Cluster(_) | Verb::Fs(_) => {
+        Verb::Storage(_) | Verb::Witness(_) | Verb::Node(_) | Verb::Cluster(_) | Verb::Fs(_) => {
             return Err("this command asks no node".into());
         }
     })
+}
+
+/// What somebody types who forces the quorum.
+fn force_sentence(off: &[u32]) -> String {
+    let ids: Vec<String> = off.iter().map(ToString::to_string).collect();
+    format!("I have seen that {} are off", ids.join(" and "))
+}
+
+/// `1,2/3` as the sides of a split.
+fn sides(text: Option<&str>) -> Result<Vec<Vec<u32>>, String> {
+    let id = |w: &str| w.trim().parse().map_err(|_| format!("`{w}` is no node id"));
+    let side = |s: &str| s.split(',').filter(|w| !w.is_empty()).map(id).collect();
+    text.map_or(Ok(Vec::new()), |t| t.split('/').map(side).collect())
 }
 
 fn split(volume: &str) -> Result<(String, String), String> {

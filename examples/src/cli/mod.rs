@@ -30,6 +30,8 @@ pub(crate) struct Cli {
 enum Verb {
     /// Run a storage server: exports images and devices over NBD, and is a fence.
     Storage(quorate::storage::StorageOptions),
+    /// Run a witness: it votes and is never a member.
+    Witness(quorate::witness::WitnessOptions),
     /// Run a node under its supervisor.
     Node(quorate::node::NodeOptions),
     /// Make a cluster, and the directories and certificates of nodes and storage servers.
@@ -89,6 +91,92 @@ enum Member {
     Admit,
     /// Leave cleanly, and stop this node.
     Leave,
+    /// Whether this node is quorate, with the arithmetic and the reason. Exit codes: 0 quorate, 10 not.
+    Quorum,
+    /// Who would be quorate if nodes were down, or the cluster split.
+    WhatIf {
+        /// Ids of nodes that are down, with commas.
+        #[arg(long, value_delimiter = ',', conflicts_with = "split")]
+        down: Vec<u32>,
+        /// The sides of a split: ids with commas, sides with slashes, as in 1,2/3.
+        #[arg(long)]
+        split: Option<String>,
+    },
+    /// Give a node another number of votes than one.
+    Votes {
+        /// Its id.
+        id: u32,
+        /// How many.
+        votes: u32,
+    },
+    /// Expect at least so many votes; 0 for as many as the voters have.
+    Expected {
+        /// How many.
+        votes: u32,
+    },
+    /// Change quorum options; see docs/quorum.md.
+    Options {
+        /// After everybody was gone, wait until every vote is present.
+        #[arg(long)]
+        wait_for_all: Option<bool>,
+        /// Who has half a vote more: off, lowest, highest, or ids with commas.
+        #[arg(long)]
+        auto_tie_breaker: Option<String>,
+        /// Go on without votes that were away for so many milliseconds; 0 switches it off.
+        #[arg(long)]
+        last_man_standing: Option<u32>,
+        /// Whether a node that leaves cleanly takes its vote along.
+        #[arg(long)]
+        allow_downscale: Option<bool>,
+    },
+    /// Enter a witness in the roster: it votes and is never a member.
+    AddWitness {
+        /// Its id.
+        id: u32,
+        /// Where it listens, IP:PORT.
+        address: String,
+        /// Its certificate, a PEM file.
+        certificate: PathBuf,
+    },
+    /// Put another machine in the place of a node whose state is lost.
+    Replace {
+        /// The node's id.
+        id: u32,
+        /// The new machine's certificate, a PEM file.
+        certificate: PathBuf,
+        /// Where it listens, IP:PORT, if elsewhere.
+        #[arg(long)]
+        address: Option<String>,
+    },
+    /// Give this side the quorum by your word that all other nodes are off. OUTSIDE THE GUARANTEES: see docs/quorum.md.
+    ForceQuorum {
+        /// Ids of all voters and members that are off, with commas.
+        #[arg(long, value_delimiter = ',', required = true)]
+        off: Vec<u32>,
+        /// Why: it goes into the record.
+        #[arg(long)]
+        reason: String,
+        /// The sentence that this command asks for.
+        #[arg(long)]
+        confirm: Option<String>,
+    },
+    /// Wait for all no more, at this node, until it is started again.
+    CancelWaitForAll,
+    /// Take the certificate into use that `quorate cluster renew` put beside this node's.
+    Renew,
+    /// Refuse the key of a node from now on, everywhere; a member is removed with it.
+    Revoke {
+        /// The node's id.
+        id: u32,
+        /// Why: it goes into the record.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Trust exactly these CAs; none: each node trusts the one of its own directory.
+    Trust {
+        /// Their certificates, PEM files.
+        certificates: Vec<PathBuf>,
+    },
     /// Take a storage server in as a fence.
     Enrol {
         /// Its name, as in its certificate.
@@ -228,6 +316,7 @@ enum Service {
 pub(crate) fn run(cli: Cli) -> Result<u8, Box<dyn std::error::Error>> {
     match cli.command {
         Verb::Storage(options) => quorate::storage::run(options),
+        Verb::Witness(options) => quorate::witness::run(options),
         Verb::Node(options) => quorate::node::run(options),
         Verb::Cluster(command) => quorate::cluster::run(&command),
         Verb::Fs(files) => files::run(files, &cli.node, cli.json),

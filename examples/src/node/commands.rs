@@ -3,7 +3,7 @@
 use super::why::why;
 use super::world::World;
 use super::{file_api, services};
-use crate::admin::protocol::{Command, FileOperation, Reply, Request};
+use crate::admin::protocol::{Command, FileOperation, QuorumCommand, Reply, Request};
 use crate::admin::server::{Handler, Peer};
 use quorate_ccs::{ConfigStore, Entry, diff};
 use quorate_fencing::Fencer;
@@ -36,6 +36,15 @@ impl Handler for World {
                 }
                 Err(text) => failed(text),
             },
+            Request::Command(Command::Quorum(mut command)) => {
+                if let QuorumCommand::Force { word, .. } = &mut command {
+                    *word = format!("{}: {word}", author(peer));
+                }
+                match self.quorum(command).await {
+                    Ok((code, text, json)) => Reply::Done { text, json: json.to_string(), code },
+                    Err(text) => failed(text),
+                }
+            }
             Request::Command(command) => match self.command(peer, command).await {
                 Ok((text, json)) => Reply::Done { text, json: json.to_string(), code: 0 },
                 Err(text) => failed(text),
@@ -147,7 +156,7 @@ impl World {
             Command::ServiceEnable(name) => services::enable(self, &name).await.map(said),
             Command::ServiceDisable(name) => services::disable(self, &name).await.map(said),
             Command::ServiceRelocate { name, node } => services::relocate(self, &name, node).await.map(said),
-            Command::Why | Command::Fsck(_) => Err("answered elsewhere".into()),
+            Command::Why | Command::Fsck(_) | Command::Quorum(_) => Err("answered elsewhere".into()),
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 const FILE: &str = "times.json";
 
 /// The times of `[timing]` in the newest configuration on this node's disk; of `node.toml` where there is none yet.
-pub(super) fn of_next_life(
+pub(crate) fn of_next_life(
     dir: &Path,
     settings: &NodeSettings,
     cluster: ClusterId,

@@ -39,6 +39,15 @@ pub(super) enum Command {
         reply: Reply,
     },
     Waiting(bool),
+    /// A person takes `wait_for_all` back.
+    CancelWaitForAll,
+    /// A person declares that nodes are off and gives the rest the quorum.
+    Force {
+        id: RequestId,
+        off: BTreeSet<NodeId>,
+        word: String,
+        reply: Reply,
+    },
     LinkLost(NodeId),
     CloseKey([u8; 32]),
     Abort,
@@ -197,6 +206,11 @@ impl Control {
                 Some(Input::Request { id, request })
             }
             Command::Waiting(waits) => Some(Input::Waiting(waits)),
+            Command::CancelWaitForAll => Some(Input::CancelWaitForAll),
+            Command::Force { id, off, word, reply } => {
+                self.replies.insert(id, reply);
+                Some(Input::Force { id, off, word })
+            }
             Command::LinkLost(node) => Some(Input::LinkLost { node }),
             Command::CloseKey(key) => {
                 self.links.values().filter(|l| l.key == key).for_each(|l| l.out.close());
@@ -281,7 +295,11 @@ impl Control {
     fn on_roster(&mut self) {
         let view = self.parts.shared.member().view().cloned();
         if let Some(view) = &view {
-            self.parts.roster.set(view.roster.iter().map(|(n, e)| (*n, e.key)).collect());
+            let keys = view.roster.iter().map(|(n, e)| (*n, e.key)).collect();
+            self.parts.roster.set(keys, view.trust.renewals.clone());
+            if let Err(error) = self.parts.credentials.believe(&view.trust) {
+                tracing::error!(target: "quorate_membership", %error, "the record's CAs are not believed");
+            }
         }
         for link in self.links.values() {
             if let Err(refusal) = self.parts.roster.check(link.peer.node, &link.key) {

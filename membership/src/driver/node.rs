@@ -11,7 +11,7 @@ use crate::machine::{Durable, Event, Member, RequestId, StopReason};
 use crate::session::{Limits, SessionMachine};
 use crate::{
     BoxFuture, Decision, Epoch, Identity, Instant, Lease, Membership, NodeId, Request, RequestError,
-    SendError, ServiceId, SessionHandler, Sessions, StateId, View, ViewListener,
+    SendError, ServiceId, SessionHandler, Sessions, StateId, Tally, View, ViewListener,
 };
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
@@ -412,6 +412,29 @@ impl Node {
     /// counts (R7).
     pub fn set_waiting(&self, waits: bool) {
         self.shared.command(Command::Waiting(waits));
+    }
+
+    /// Gives this side the quorum by a person's word that the nodes of `off` are off: every voter and member that is not
+    /// heard must be named. Outside the guarantees; the record says so (`docs/quorum.md`).
+    ///
+    /// # Errors
+    /// [`Refusal::Force`](crate::Refusal::Force) says why not.
+    pub async fn force_quorum(&self, off: BTreeSet<NodeId>, word: String) -> Result<Arc<View>, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
+        self.shared.command(Command::Force { id, off, word, reply });
+        answer.await.unwrap_or_else(|_| Err(RequestError::Unknown("the node stopped".into())))
+    }
+
+    /// Takes `wait_for_all` back at this node, until its process ends.
+    pub fn cancel_wait_for_all(&self) {
+        self.shared.command(Command::CancelWaitForAll);
+    }
+
+    /// Votes of the voter set that answer here at present, counted.
+    #[must_use]
+    pub fn tally(&self) -> Option<Tally> {
+        self.shared.member().tally()
     }
 
     /// Why this life ended, if it did.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::machine::change::{join, remove};
-use crate::{ClusterId, DebtItem, Incarnation, Role, ServerEntry, StateId, Voter};
+use crate::{ClusterId, DebtItem, Incarnation, ServerEntry, StateId, Voter};
 
 fn id(node: u32) -> Identity {
     Identity::new(NodeId(node), Incarnation(1))
@@ -287,4 +287,69 @@ fn an_evicted_member_owes_what_it_had() {
     let view = does(&mounted(), 1, Request::Evict { who: id(2), reason: "asked".into() });
     assert!(!view.contains(id(2)));
     assert_eq!(view.debts[&id(2)].items.len(), 2);
+}
+
+#[test]
+fn quorum_options_are_taken_as_a_whole_or_not_at_all() {
+    let view = three();
+    let options = |change: fn(&mut QuorumOptions)| {
+        let mut options = view.quorum.clone();
+        change(&mut options);
+        Request::SetQuorum(options)
+    };
+    let next = does(&view, 1, options(|o| o.last_man_standing_ms = Some(10_000)));
+    assert_eq!(next.quorum.last_man_standing_ms, Some(10_000));
+    assert_eq!(next.voters, view.voters, "the voter set follows in a record of its own");
+    for (request, words) in [
+        (options(|o| o.last_man_standing_ms = Some(10)), "below one second"),
+        (options(|o| o.expected_votes = 6), "expected quorum"),
+        (options(|o| o.tie_breaker = Some(TieBreaker::List(vec![]))), "list of tie breakers is empty"),
+        (options(|o| o.votes = [(NodeId(77), 1)].into()), "not in the roster"),
+        (options(|o| o.votes = (1..=3).map(|n| (NodeId(n), 0)).collect()), "nobody would have a vote"),
+    ] {
+        let refused = decide(&view, view.identity(NodeId(1)).unwrap(), 1, &request).unwrap_err();
+        assert!(refused.to_string().contains(words), "{refused}");
+    }
+}
+
+#[test]
+fn a_replaced_node_has_another_key_and_its_old_directory_no_vote() {
+    let view = fails(&three(), &[3]);
+    let next = does(&view, 1, Request::Replace(NodeId(3), entry("other")));
+    assert_eq!(next.roster[&NodeId(3)].name, "other");
+    assert!(!next.voters.voters.contains_key(&NodeId(3)));
+    let member = Request::Replace(NodeId(2), entry("other"));
+    assert!(decide(&view, view.identity(NodeId(1)).unwrap(), 1, &member).is_err());
+}
+
+#[test]
+fn a_revoked_key_takes_its_member_along_and_a_renewed_one_does_not() {
+    let view = three();
+    let key = view.roster[&NodeId(3)].key;
+    let gone = does(&view, 1, Request::Revoke { key, reason: "stolen".into() });
+    assert!(!gone.members.contains_key(&NodeId(3)));
+    assert!(gone.trust.revoked.contains(&key));
+    let again = Request::SetRoster(BTreeMap::from([(NodeId(3), view.roster[&NodeId(3)].clone())]));
+    assert!(matches!(
+        decide(&gone, gone.identity(NodeId(1)).unwrap(), 1, &again),
+        Err(Refusal::Trust(_)) | Ok(None)
+    ));
+    let renewed = does(&view, 1, Request::Renew { node: NodeId(3), key: [9; 32] });
+    let stays = does(&renewed, 1, Request::Revoke { key, reason: "renewed".into() });
+    assert!(stays.members.contains_key(&NodeId(3)));
+    assert_eq!(stays.roster[&NodeId(3)].key, [9; 32], "the new key took its place");
+    let taken = Request::Renew { node: NodeId(2), key };
+    assert!(decide(&view, view.identity(NodeId(1)).unwrap(), 1, &taken).is_err());
+}
+
+#[test]
+fn a_clean_leave_takes_the_vote_along_where_that_is_wanted_but_the_last_one_keeps_it() {
+    let mut view = three();
+    view.quorum.allow_downscale = true;
+    let leave = Request::Leave { give_up_vote: false };
+    let two = does(&view, 3, leave.clone());
+    assert_eq!(two.voters.voters.len(), 2);
+    let one = does(&two, 2, leave.clone());
+    let none = does(&one, 1, leave);
+    assert_eq!(none.voters.voters.keys().copied().collect::<Vec<_>>(), [NodeId(1)]);
 }

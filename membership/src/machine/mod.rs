@@ -47,6 +47,7 @@ pub use kept::Chain;
 pub use member::Member;
 pub use rings::{MESH_MAX, RINGS, high_watermark, low_watermark};
 pub use version::Versions;
+pub use voters::after_window;
 pub use wire::{
     Answer, CHAIN_BYTES_MAX, CONTROL_BYTES_MAX, ControlMsg, Heartbeat, HeartbeatAck, JoinRefusal, WireError,
 };

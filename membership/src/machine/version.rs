@@ -79,3 +79,34 @@ impl Member {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Versions;
+    use crate::machine::{ControlMsg, HeartbeatAck, WireError};
+    use crate::{Epoch, StateId};
+
+    #[test]
+    fn the_common_version_is_the_newest_of_both_or_none() {
+        let (now, next, after) = (Versions::CURRENT, Versions::NEXT, Versions::AFTER_NEXT);
+        assert_eq!(now.common(next), Some(1));
+        assert_eq!(next.common(after), Some(2));
+        assert_eq!(now.common(after), None);
+    }
+
+    #[test]
+    fn an_acknowledgement_of_one_version_is_none_of_the_other() {
+        let ack =
+            HeartbeatAck { sent_ns: 7, epoch: Epoch(9), state: StateId::from_bytes([3; 16]), leases: true };
+        let msg = ControlMsg::HeartbeatAck(ack);
+        let (first, second) = (msg.encode(1), msg.encode(2));
+        assert_ne!(first[1..], second[1..], "the difference is more than the number");
+        assert_eq!(ControlMsg::decode(&first, Versions::NEXT), Ok(msg.clone()));
+        assert_eq!(ControlMsg::decode(&second, Versions::NEXT), Ok(msg.clone()));
+        let unknown = WireError::Version { found: 2, speaks: Versions::CURRENT };
+        assert_eq!(ControlMsg::decode(&second, Versions::CURRENT), Err(unknown));
+        let mut relabelled = second;
+        relabelled[0] = 1;
+        assert_ne!(ControlMsg::decode(&relabelled, Versions::CURRENT), Ok(msg));
+    }
+}

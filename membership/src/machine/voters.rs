@@ -6,7 +6,7 @@
 use super::bug::bug;
 use super::change;
 use super::member::Member;
-use crate::{Cause, Evidence, Identity, Instant, NodeId, Role, StateId, View, Voter, VoterSet};
+use crate::{Cause, Evidence, Identity, Instant, NodeId, Role, StateId, Tally, View, Voter, VoterSet};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +24,15 @@ pub(crate) fn target(view: &View, here: &BTreeMap<NodeId, StateId>, gone: &BTree
     }
     in_line(view, &mut set);
     set
+}
+
+/// The voter set after the last-man-standing window, if the voters of `side` are left and nobody else.
+#[must_use]
+pub fn after_window(view: &View, side: &BTreeSet<NodeId>) -> VoterSet {
+    let left = view.voters.voters.iter().filter(|(n, _)| side.contains(n));
+    let here: BTreeMap<NodeId, StateId> = left.map(|(n, v)| (*n, v.state)).collect();
+    let gone = view.voters.voters.keys().copied().filter(|n| !side.contains(n)).collect();
+    target(view, &here, &gone)
 }
 
 /// Gives `set` the votes, the expected votes and the tie breaker that the options of `view` ask for.
@@ -140,6 +149,13 @@ impl Member {
         let note = format!("{} of {meant} nodes that are meant to vote", set.voters.len());
         let evidence = Evidence { note, ..self.evidence() };
         Some(View { evidence, ..change::voters(tip, set, cause) })
+    }
+
+    /// Votes of the voter set that are heard here, counted; `None` before a record is known.
+    #[must_use]
+    pub fn tally(&self) -> Option<Tally> {
+        let here = self.live_acceptors();
+        self.tip.as_ref().map(|v| v.voters.tally(here.iter().map(|(n, (_, state))| (n, state))))
     }
 
     /// Whether every vote of the set is present, as `wait_for_all` wants it after everybody was gone.

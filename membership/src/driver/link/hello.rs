@@ -105,22 +105,24 @@ pub(crate) struct Me {
     pub(crate) times: AgreedTimes,
 }
 
-/// The keys of the newest roster; without one yet, the cluster's CA alone decides.
+/// The keys of the newest roster, and second keys of nodes that are being renewed; without a roster yet, the cluster's CA
+/// alone decides.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RosterCheck(Arc<Mutex<Option<Keys>>>);
+pub(crate) struct RosterCheck(Arc<Mutex<(Option<Keys>, Keys)>>);
 
 type Keys = BTreeMap<NodeId, [u8; 32]>;
 
 impl RosterCheck {
-    pub(crate) fn set(&self, keys: Keys) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys);
+    pub(crate) fn set(&self, keys: Keys, renewals: Keys) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (Some(keys), renewals);
     }
 
     pub(crate) fn check(&self, node: NodeId, key: &[u8; 32]) -> Result<(), HelloRefusal> {
-        match self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|r| r.get(&node)) {
+        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match keys.0.as_ref().map(|r| r.get(&node)) {
             None => Ok(()),
             Some(None) => Err(HelloRefusal::NotInRoster(node)),
-            Some(Some(expected)) if expected == key => Ok(()),
+            Some(Some(expected)) if expected == key || keys.1.get(&node) == Some(key) => Ok(()),
             Some(Some(_)) => Err(HelloRefusal::OtherKey(node)),
         }
     }

@@ -201,7 +201,7 @@ fn nodes_with_different_times_do_not_connect_and_both_know_why() {
 fn a_node_outside_the_roster_or_with_another_key_is_refused() {
     let roster = RosterCheck::default();
     assert_eq!(roster.check(NodeId(2), &[0; 32]), Ok(()), "without a roster the CA decides");
-    roster.set(BTreeMap::from([(NodeId(2), [2; 32])]));
+    roster.set(BTreeMap::from([(NodeId(2), [2; 32])]), BTreeMap::new());
     assert_eq!(roster.check(NodeId(2), &[2; 32]), Ok(()));
     let error = roster.check(NodeId(2), &[3; 32]).unwrap_err();
     assert_eq!(error.to_string(), "the key of node 2 is not the one in the cluster's roster");

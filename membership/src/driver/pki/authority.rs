@@ -6,6 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType,
 };
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
@@ -142,6 +143,15 @@ impl Ca {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The CA's certificate, DER, as a view record holds it.
+    ///
+    /// # Errors
+    /// [`IssueError::NotACa`] if the PEM is damaged.
+    pub fn certificate_der(&self) -> Result<Vec<u8>, IssueError> {
+        let der = CertificateDer::from_pem_slice(self.certificate_pem.as_bytes());
+        der.map(|d| d.to_vec()).map_err(|_| IssueError::NotACa { path: "ca-cert.pem".into() })
     }
 
     /// The CA's certificate, PEM.

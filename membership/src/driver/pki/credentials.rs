@@ -3,13 +3,13 @@
 //! TLS 1.3 alone, the provider given explicitly, no resumption and no tickets: with rustls' defaults a resumed
 //! connection was let in under a certificate that had been replaced or revoked, because a resumed handshake checks none.
 
+use super::live::{Live, Material};
 use super::verify::{ClientCheck, Policy, ServerCheck};
 use super::{CertificateError, PeerCertificate, RefusedCertificate, RevokedKeys, Subject, unix_now};
-use crate::ClusterId;
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use crate::{ClusterId, Trust};
+use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,6 +62,14 @@ pub enum PkiError {
         /// The CA's.
         expected: ClusterId,
     },
+    /// A renewed certificate is somebody else's.
+    #[error("the certificate is of {subject}, this is {expected}")]
+    OtherSubject {
+        /// Whom it names.
+        subject: Subject,
+        /// Who we are.
+        expected: Subject,
+    },
     /// The validity is over.
     #[error(
         "the certificate of {subject} expired {days} days ago: issue a new one (or set this machine's clock)"
@@ -92,30 +100,19 @@ pub enum PkiError {
 #[error("TLS settings: {0}")]
 pub struct TlsError(String);
 
-fn tls(error: impl core::fmt::Display) -> TlsError {
+pub(super) fn tls(error: impl core::fmt::Display) -> TlsError {
     TlsError(error.to_string())
 }
 
 /// Who we are to our peers, and whom we trust.
-#[derive(Debug)]
+///
+/// Clones, and the TLS settings made of them, share certificate, key and CAs: [`Credentials::reload`] and
+/// [`Credentials::believe`] change them for all, from the next handshake on.
+#[derive(Clone, Debug)]
 pub struct Credentials {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    roots: Arc<RootCertStore>,
+    live: Arc<Live>,
     me: PeerCertificate,
     revoked: RevokedKeys,
-}
-
-impl Clone for Credentials {
-    fn clone(&self) -> Self {
-        Self {
-            chain: self.chain.clone(),
-            key: self.key.clone_key(),
-            roots: self.roots.clone(),
-            me: self.me.clone(),
-            revoked: self.revoked.clone(),
-        }
-    }
 }
 
 impl Credentials {
@@ -154,10 +151,9 @@ impl Credentials {
         for der in authority {
             roots.add(der).map_err(tls)?;
         }
-        let credentials = Self { chain, key, roots: Arc::new(roots), me, revoked: RevokedKeys::new() };
+        let live = Arc::new(Live::new(Material::new(chain, key, Arc::new(roots), me.clone())?));
+        let credentials = Self { live, me, revoked: RevokedKeys::new() };
         credentials.check_validity()?;
-        // A key that does not fit its certificate is found here, not by the first peer.
-        credentials.server_config()?;
         Ok(credentials)
     }
 
@@ -168,15 +164,16 @@ impl Credentials {
     pub fn check_validity(&self) -> Result<(), PkiError> {
         const DAY: i64 = 86_400;
         let now = unix_now();
-        let subject = self.me.subject.clone();
-        if now < self.me.not_before {
-            return Err(PkiError::NotYetValid { subject, days: (self.me.not_before - now + DAY - 1) / DAY });
+        let me = self.certificate();
+        let subject = me.subject.clone();
+        if now < me.not_before {
+            return Err(PkiError::NotYetValid { subject, days: (me.not_before - now + DAY - 1) / DAY });
         }
-        if self.me.not_after < now {
-            return Err(PkiError::Expired { subject, days: (now - self.me.not_after) / DAY });
+        if me.not_after < now {
+            return Err(PkiError::Expired { subject, days: (now - me.not_after) / DAY });
         }
         if self.expires_in() < EXPIRY_WARNING {
-            let days = (self.me.not_after - now) / DAY;
+            let days = (me.not_after - now) / DAY;
             tracing::warn!(target: "quorate_membership", %subject, days, "the certificate is about to expire");
         }
         Ok(())
@@ -185,7 +182,7 @@ impl Credentials {
     /// How long our certificate is still valid; zero if it is over.
     #[must_use]
     pub fn expires_in(&self) -> Duration {
-        Duration::from_secs(u64::try_from(self.me.not_after - unix_now()).unwrap_or(0))
+        Duration::from_secs(u64::try_from(self.certificate().not_after - unix_now()).unwrap_or(0))
     }
 
     /// Shares a set of revoked keys: peers with such a key are refused.
@@ -201,7 +198,54 @@ impl Credentials {
         &self.revoked
     }
 
-    /// Our own certificate's content.
+    /// Takes over the certificate, key and CA that a directory has now, for all clones: a renewal. Who we are must stay.
+    ///
+    /// # Errors
+    /// See [`PkiError`]; what was in use stays in use.
+    pub fn reload(&self, dir: &Path) -> Result<PeerCertificate, PkiError> {
+        let fresh = Self::load(dir)?;
+        self.take_over(&fresh)?;
+        Ok(self.certificate())
+    }
+
+    /// As [`Credentials::reload`], with credentials that were read already.
+    ///
+    /// # Errors
+    /// They are somebody else's; what was in use stays in use.
+    pub fn take_over(&self, fresh: &Self) -> Result<(), PkiError> {
+        if fresh.me.cluster != self.me.cluster {
+            let (subject, found, expected) = (fresh.me.subject.clone(), fresh.me.cluster, self.me.cluster);
+            return Err(PkiError::OtherCluster { subject, found, expected });
+        }
+        if fresh.me.subject != self.me.subject {
+            let (subject, expected) = (fresh.me.subject.clone(), self.me.subject.clone());
+            return Err(PkiError::OtherSubject { subject, expected });
+        }
+        Ok(self.live.replace(&fresh.live.current())?)
+    }
+
+    /// Believes what a view record says: its CAs, where it has any, instead of the directory's; its revoked keys not.
+    ///
+    /// # Errors
+    /// A CA's certificate is unusable; the CAs stay as they were, the keys are refused all the same.
+    pub fn believe(&self, trust: &Trust) -> Result<(), TlsError> {
+        for key in trust.revoked.iter().filter(|k| !self.revoked.contains(k)) {
+            self.revoked.revoke(*key);
+        }
+        if self.live.set_cas(&trust.cas)? {
+            tracing::info!(target: "quorate_membership", cas = trust.cas.len(), "the trusted CAs changed");
+        }
+        Ok(())
+    }
+
+    /// The certificate in use now.
+    #[must_use]
+    pub fn certificate(&self) -> PeerCertificate {
+        self.live.current().me.clone()
+    }
+
+    /// The content of the certificate that was read first: cluster, subject and name never change, key and validity may
+    /// ([`Credentials::certificate`] has them as they are).
     #[must_use]
     pub fn me(&self) -> &PeerCertificate {
         &self.me
@@ -231,17 +275,13 @@ impl Credentials {
     /// Key and certificate do not fit.
     pub fn client_config(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider.clone())
-            .build()
-            .map_err(tls)?;
-        let check = ServerCheck { webpki, policy: self.policy() };
+        let check = ServerCheck { live: self.live.clone(), policy: self.policy() };
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(check))
-            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(tls)?;
+            .with_client_cert_resolver(self.live.clone());
         config.resumption = Resumption::disabled();
         Ok(config)
     }
@@ -252,16 +292,12 @@ impl Credentials {
     /// Key and certificate do not fit.
     pub fn server_config(&self) -> Result<ServerConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let webpki = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider.clone())
-            .build()
-            .map_err(tls)?;
-        let check = ClientCheck { webpki, policy: self.policy() };
+        let check = ClientCheck { live: self.live.clone(), policy: self.policy() };
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls)?
             .with_client_cert_verifier(Arc::new(check))
-            .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(tls)?;
+            .with_cert_resolver(self.live.clone());
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         Ok(config)

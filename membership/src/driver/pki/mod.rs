@@ -14,6 +14,7 @@
 mod authority;
 mod certificate;
 mod credentials;
+mod live;
 mod verify;
 
 pub use authority::{Ca, IssueError, Issued};

@@ -1,5 +1,6 @@
 //! Certificate checks beyond the signature: the right cluster, the right kind of peer, a key that was not revoked.
 
+use super::live::Live;
 use super::{CertificateError, PeerCertificate, Subject};
 use crate::ClusterId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -124,7 +125,7 @@ impl Policy {
 /// WebPKI's check of a server's certificate, then ours.
 #[derive(Debug)]
 pub(super) struct ServerCheck {
-    pub(super) webpki: Arc<rustls::client::WebPkiServerVerifier>,
+    pub(super) live: Arc<Live>,
     pub(super) policy: Policy,
 }
 
@@ -137,8 +138,13 @@ impl ServerCertVerifier for ServerCheck {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified =
-            self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        let verified = self.live.current().server.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        )?;
         self.policy.check_in_handshake(end_entity)?;
         Ok(verified)
     }
@@ -149,7 +155,7 @@ impl ServerCertVerifier for ServerCheck {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls12_signature(message, cert, dss)
+        self.live.current().server.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -158,32 +164,33 @@ impl ServerCertVerifier for ServerCheck {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls13_signature(message, cert, dss)
+        self.live.current().server.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
+        self.live.current().server.supported_verify_schemes()
     }
 }
 
 /// WebPKI's check of a client's certificate, then ours.
 #[derive(Debug)]
 pub(super) struct ClientCheck {
-    pub(super) webpki: Arc<dyn ClientCertVerifier>,
+    pub(super) live: Arc<Live>,
     pub(super) policy: Policy,
 }
 
 impl ClientCertVerifier for ClientCheck {
     fn offer_client_auth(&self) -> bool {
-        self.webpki.offer_client_auth()
+        self.live.current().client.offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.webpki.client_auth_mandatory()
+        self.live.current().client.client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.webpki.root_hint_subjects()
+        // Hints would name the CAs of one moment; whoever has a certificate of ours sends it without.
+        &[]
     }
 
     fn verify_client_cert(
@@ -192,7 +199,7 @@ impl ClientCertVerifier for ClientCheck {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.webpki.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.live.current().client.verify_client_cert(end_entity, intermediates, now)?;
         self.policy.check_in_handshake(end_entity)?;
         Ok(verified)
     }
@@ -203,7 +210,7 @@ impl ClientCertVerifier for ClientCheck {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls12_signature(message, cert, dss)
+        self.live.current().client.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -212,10 +219,10 @@ impl ClientCertVerifier for ClientCheck {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls13_signature(message, cert, dss)
+        self.live.current().client.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
+        self.live.current().client.supported_verify_schemes()
     }
 }

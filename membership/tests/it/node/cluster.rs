@@ -43,6 +43,15 @@ impl Recorder {
         self.change(|log| log.messages.clear());
     }
 
+    /// Whether `unwanted` does not come true for so many milliseconds.
+    pub(crate) fn never(&self, ms: u64, mut unwanted: impl FnMut(&Log) -> bool) -> bool {
+        let log = self.log.lock().unwrap();
+        let time = std::time::Duration::from_millis(ms);
+        let (log, timeout) = self.changed.wait_timeout_while(log, time, |log| !unwanted(log)).unwrap();
+        drop(log);
+        timeout.timed_out()
+    }
+
     /// Waits until `wanted` gives something.
     pub(crate) fn wait<T>(&self, what: &str, mut wanted: impl FnMut(&Log) -> Option<T>) -> T {
         let mut found = None;
@@ -122,6 +131,19 @@ impl Running {
         })
     }
 
+    /// Waits for a view with so many voters.
+    pub(crate) fn wait_voters(&self, count: usize) -> Arc<View> {
+        self.recorder.wait("voters", |log| {
+            let last = log.views.last()?;
+            (last.voters.voters.len() == count).then(|| last.clone())
+        })
+    }
+
+    /// Waits until it is quorate, or not.
+    pub(crate) fn wait_quorum(&self, quorate: bool) {
+        self.recorder.wait("quorum to change", |log| (log.quorate == quorate).then_some(()));
+    }
+
     /// Ends it as a crash would, and waits until its threads are gone.
     pub(crate) fn kill(self) {
         self.node.abort();
@@ -136,6 +158,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 pub(crate) struct TestCluster {
     dir: TempDir,
+    ca: Ca,
     revoked: BTreeMap<u32, RevokedKeys>,
     issued: BTreeMap<u32, Issued>,
     addresses: BTreeMap<NodeId, Vec<SocketAddr>>,
@@ -156,7 +179,7 @@ impl TestCluster {
             issued.insert(n, one);
         }
         let revoked = (1..=count).map(|n| (n, RevokedKeys::new())).collect();
-        let cluster = Self { dir, revoked, issued, addresses: BTreeMap::new(), control, sessions };
+        let cluster = Self { dir, ca, revoked, issued, addresses: BTreeMap::new(), control, sessions };
         let roster = cluster
             .issued
             .iter()
@@ -195,8 +218,24 @@ impl TestCluster {
         config
     }
 
+    /// The cluster's CA.
+    pub(crate) fn ca(&self) -> &Ca {
+        &self.ca
+    }
+
+    /// A second certificate of the node, with a key of its own.
+    pub(crate) fn renewed(&self, node: u32, ca: &Ca) -> Credentials {
+        let dir = TempDir::new("renewed");
+        ca.issue_node(&format!("node{node}"), NodeId(node), &[]).unwrap().save(dir.path()).unwrap();
+        Credentials::load(dir.path()).unwrap()
+    }
+
     pub(crate) fn start(&mut self, node: u32) -> Running {
-        let running = Running::start(self.config(node));
+        self.start_with(node, self.config(node))
+    }
+
+    pub(crate) fn start_with(&mut self, node: u32, config: NodeConfig) -> Running {
+        let running = Running::start(config);
         self.addresses.insert(NodeId(node), vec![running.node.local_address()]);
         running
     }

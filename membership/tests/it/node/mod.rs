@@ -2,4 +2,6 @@
 
 mod cluster;
 mod forming;
+mod keys;
 mod refusals;
+mod upgrade;
