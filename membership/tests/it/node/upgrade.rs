@@ -55,7 +55,7 @@ fn the_version_rises_with_the_last_upgraded_node_and_an_old_program_stays_out() 
     assert!(end == "refused" || end.contains("the cluster speaks version 2"), "{end}");
     assert!(!one.node.view().members.contains_key(&NodeId(3)));
     // A program that gave up the first version finds its way, too.
-    drop(stale);
+    stale.kill();
     let last = start(&mut cluster, 3, Versions::AFTER_NEXT);
     last.wait_members(&[1, 2, 3]);
 }
