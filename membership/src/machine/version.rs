@@ -96,8 +96,13 @@ mod tests {
 
     #[test]
     fn an_acknowledgement_of_one_version_is_none_of_the_other() {
-        let ack =
-            HeartbeatAck { sent_ns: 7, epoch: Epoch(9), state: StateId::from_bytes([3; 16]), leases: true };
+        let ack = HeartbeatAck {
+            sent_ns: 7,
+            epoch: Epoch(9),
+            state: StateId::from_bytes([3; 16]),
+            leader: None,
+            leases: true,
+        };
         let msg = ControlMsg::HeartbeatAck(ack);
         let (first, second) = (msg.encode(1), msg.encode(2));
         assert_ne!(first[1..], second[1..], "the difference is more than the number");
