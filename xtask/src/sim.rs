@@ -144,9 +144,10 @@ pub(crate) fn built(
 /// Whether the crate has its simulation in the tree.
 pub(crate) fn exists(name: &str) -> bool {
     // The whole stack is simulated where everything it is made of is below.
-    let (folder, file) = if name == "stack" { ("failover", "stack") } else { (name, "sim") };
+    let (folder, files) =
+        if name == "stack" { ("failover", &["stack"][..]) } else { (name, &["sim", "simulation"][..]) };
     let tests = root().join(folder).join("tests/it");
-    tests.join(format!("{file}.rs")).is_file() || tests.join(file).join("mod.rs").is_file()
+    files.iter().any(|f| tests.join(format!("{f}.rs")).is_file() || tests.join(f).join("mod.rs").is_file())
 }
 
 fn names() -> String {
