@@ -28,6 +28,10 @@ pub enum Bug {
     LoseRemainder,
     /// A rebuilt resource does not look which POSIX requests without an answer its old master had carried out.
     ForgetPosixCuts,
+    /// A deadlock is believed after one walk, with what earlier walks saw.
+    WalkOnce,
+    /// The search does not see who waits for whose turn.
+    OverlookOrder,
     /// Operations that a new master has taken over are not repeated to it, and neither are those it has not.
     NeverResend,
 }

@@ -23,8 +23,8 @@
 //! nothing while another node is recovered. **Assumed**: views without gaps, sessions in order and exactly once between
 //! lives, clocks whose rates are bounded (for the lease).
 //!
-//! **Not there yet**: PERSISTENT and ORPHAN locks (refused), TIMEOUT, deadlocks over several resources (they wait), moving
-//! mastery to a heavy user, POSIX locks over ranges.
+//! **Deadlocks**: conversion deadlocks are refused at once, cycles over any resources, lockspaces and nodes within a second;
+//! of a cycle the wait of the lowest priority, among equals the youngest. For that an owner gives nothing up while it waits.
 //!
 //! ```
 //! use quorate_dlm::local::LocalManager;

@@ -2,6 +2,7 @@
 //!
 //! The simulator brings views, messages and time, and carries out the [`Effect`]s in order.
 
+use crate::machine::deadlock::{Search, SearchInput, SearchMessage, SearchOutput};
 use crate::machine::map::{SHARDS, bucket_of, shard_of};
 use crate::machine::shard::{Input, Output, Shard, ShardConfig, SpaceView};
 use crate::table::name_hash;
@@ -45,6 +46,11 @@ pub enum Effect {
     },
     /// Propose `Detach`.
     Quiet,
+    /// The search found a deadlock in which every wait has NODLCKWT: all wait on.
+    Undecided {
+        /// The locks that wait, in order.
+        waits: Vec<(Identity, LockId)>,
+    },
 }
 
 /// A node's part of one lockspace.
@@ -56,6 +62,8 @@ pub struct Node {
     ready: Vec<Epoch>,
     quiet: usize,
     next_id: u64,
+    search: Search,
+    suspects: bool,
 }
 
 impl Node {
@@ -75,17 +83,34 @@ impl Node {
             })
             .collect();
         let ready = vec![Epoch(0); usize::from(SHARDS)];
-        Self { me, options: options.clone(), shards, ready, quiet: 0, next_id: 1 }
+        Self {
+            me,
+            options: options.clone(),
+            shards,
+            ready,
+            quiet: 0,
+            next_id: 1,
+            search: Search::new(me, bug),
+            suspects: false,
+        }
     }
 
     /// The next view.
     pub fn view(&mut self, now: Instant, view: &View) -> Vec<Effect> {
+        let input = SearchInput::of(view);
         let view = SpaceView::of(view, &self.options.name);
-        self.each(now, |shard, out| shard.handle(now, Input::View(&view), out))
+        let mut effects = self.each(now, |shard, out| shard.handle(now, Input::View(&view), out));
+        self.search(now, input, &mut effects);
+        effects
     }
 
     /// A frame of `from`. One that does not decode is dropped.
     pub fn deliver(&mut self, now: Instant, from: Identity, bytes: &[u8]) -> Vec<Effect> {
+        if let Some(message) = SearchMessage::decode(bytes) {
+            let mut effects = Vec::new();
+            self.search(now, SearchInput::Message { from, message }, &mut effects);
+            return effects;
+        }
         let Ok(frame) = Frame::decode(bytes) else { return Vec::new() };
         let index = usize::from(frame.header.shard);
         let Some(shard) = self.shards.get_mut(index) else { return Vec::new() };
@@ -98,13 +123,54 @@ impl Node {
 
     /// The deadline is over.
     pub fn tick(&mut self, now: Instant) -> Vec<Effect> {
-        self.each(now, |shard, out| shard.handle(now, Input::Tick, out))
+        let mut effects = self.each(now, |shard, out| shard.handle(now, Input::Tick, out));
+        let input =
+            if core::mem::take(&mut self.suspects) { SearchInput::Suspect } else { SearchInput::Tick };
+        self.search(now, input, &mut effects);
+        effects
+    }
+
+    fn search(&mut self, now: Instant, input: SearchInput, effects: &mut Vec<Effect>) {
+        let space = name_hash(self.options.name.as_bytes());
+        let (mut inputs, mut out) = (vec![input], Vec::new());
+        while let Some(input) = inputs.pop() {
+            self.search.handle(now, input, &mut out);
+            for output in out.drain(..) {
+                match output {
+                    SearchOutput::Send { to, message } => {
+                        effects.push(Effect::Send { to, bytes: message.encode() });
+                    }
+                    SearchOutput::Collect { to, round } => {
+                        let mut waits = Vec::new();
+                        for shard in &mut self.shards {
+                            shard.set_now(now);
+                            shard.collect_waits(space, &mut waits);
+                        }
+                        if to == self.me {
+                            inputs.push(SearchInput::Collected { round, waits });
+                            continue;
+                        }
+                        let pieces = SearchMessage::pieces(round, waits).into_iter();
+                        effects.extend(pieces.map(|m| Effect::Send { to, bytes: m.encode() }));
+                    }
+                    SearchOutput::Refuse { key } => {
+                        let refuse = |shard: &mut Shard, out: &mut Vec<Output>| {
+                            shard.refuse(now, key.id, key.op, out);
+                            Ok(())
+                        };
+                        effects.extend(self.with(key.id, refuse).1);
+                    }
+                    SearchOutput::Undecided { cycle } => effects
+                        .push(Effect::Undecided { waits: cycle.iter().map(|k| (k.node, k.id)).collect() }),
+                }
+            }
+        }
     }
 
     /// When [`Self::tick`] is due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.shards.iter().filter_map(Shard::next_deadline).min()
+        self.shards.iter().filter_map(Shard::next_deadline).chain(self.search.next_deadline()).min()
     }
 
     /// Freezes the node; it has no locks.
@@ -250,6 +316,10 @@ impl Node {
                         }
                         .encode(),
                     }
+                }
+                Output::Suspect => {
+                    self.suspects = true;
+                    continue;
                 }
                 // Its user is gone.
                 Output::Orphaned { .. } => continue,

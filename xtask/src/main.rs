@@ -1,4 +1,4 @@
-//! The workspace's own commands: `cargo xtask demo | test | check | tidy | sim | interop | bench`.
+//! The workspace's own commands: `cargo xtask demo | test | check | tidy | sim | scenario | interop | bench`.
 //!
 //! The standard library alone, so that it builds in a second; the work is done by cargo and by the programs it builds.
 
@@ -23,6 +23,7 @@ usage: cargo xtask COMMAND
   sim scale [--nodes N] a cluster of 1,000 nodes in one process; prints views, messages and bytes per node
   campaign suspicion [--minutes N]
                         real nodes on a machine with all cores busy, for 60 minutes: counts false suspicions
+  scenario dlm FILE…    play scenarios of the lock manager (docs/scenarios.md); -v prints every event
   interop               the tests against real tools alone
   bench [NAME]          measure; prints a table with the peer's or the limit's figure beside each of ours
 ";
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Some("tidy") => tidy::tidy(),
         Some("sim") => sim::sim(rest),
         Some("campaign") => sim::campaign(rest),
+        Some("scenario") => sim::scenario(rest),
         Some("interop") => test::interop(),
         Some("bench") => sim::bench(rest),
         Some("help" | "--help" | "-h") | None => {

@@ -162,6 +162,36 @@ pub(crate) fn bench(args: &[String]) -> Result<(), String> {
     run(&mut command)
 }
 
+/// `cargo xtask scenario dlm FILE…`: plays scenario files; without files all that are in the tree.
+pub(crate) fn scenario(args: &[String]) -> Result<(), String> {
+    let Some(("dlm", files)) = args.split_first().map(|(name, rest)| (name.as_str(), rest)) else {
+        return Err("which scenarios? dlm FILE…; the format is in docs/scenarios.md".to_owned());
+    };
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--quiet",
+        "--package",
+        "quorate-dlm",
+        "--no-default-features",
+        "--features",
+        "sim",
+    ]);
+    command.args(["--test", "scenario", "--"]);
+    for file in files {
+        if file.starts_with('-') {
+            command.arg(file);
+        } else {
+            // The program runs in its package's folder.
+            let path = std::path::absolute(file).map_err(|e| format!("{file}: {e}"))?;
+            command.arg(path);
+        }
+    }
+    let status = command.stderr(std::process::Stdio::inherit()).status();
+    let status = status.map_err(|e| format!("cannot run cargo: {e}"))?;
+    if status.success() { Ok(()) } else { Err("a scenario does not hold".to_owned()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,10 +5,12 @@
 
 mod handle;
 mod outgoing;
+mod search;
 mod space;
 
 use crate::deliver::lock;
 use crate::local::check_options;
+use crate::machine::deadlock::{Search, SearchInput, SearchMessage};
 use crate::table::name_hash;
 use crate::wire::Frame;
 use crate::{JoinError, LockManager, Lockspace, LockspaceDump, LockspaceOptions, LockspaceStats};
@@ -31,8 +33,8 @@ const RETRY: Duration = Duration::from_millis(100);
 const JOIN_TRIES: u32 = 100;
 /// How long the task for deadlines sleeps at least, so that many small deadlines cost one wake-up.
 const TICK_MIN: Duration = Duration::from_millis(2);
-/// How long it sleeps at most: deadlines that nobody announces (unused resources) come so late.
-const TICK_MAX: Duration = Duration::from_millis(500);
+/// How long it sleeps at most: deadlines that nobody announces (unused resources, old waits) come so late.
+const TICK_MAX: Duration = Duration::from_millis(100);
 /// How often a frozen node looks whether it may answer again.
 const FROZEN_POLL: Duration = Duration::from_millis(5);
 
@@ -52,6 +54,9 @@ pub struct Dlm {
     changed: Event,
     /// Told when a deadline may have come nearer.
     timer: Event,
+    search: Mutex<Search>,
+    /// A shard has suspected a deadlock.
+    suspects: AtomicBool,
 }
 
 #[derive(Default)]
@@ -87,6 +92,8 @@ impl Dlm {
             is_thawing: AtomicBool::new(false),
             changed: Event::new(),
             timer: Event::new(),
+            search: Mutex::new(Search::new(membership.me(), None)),
+            suspects: AtomicBool::new(false),
         });
         sessions.register(ServiceId::DLM, dlm.clone());
         membership.subscribe(dlm.clone());
@@ -328,7 +335,8 @@ async fn tick(dlm: Weak<Dlm>, runtime: Arc<dyn Runtime>) {
             let Some(dlm) = dlm.upgrade() else { return };
             // Listening before looking: a deadline that is made meanwhile is not missed.
             let sooner = dlm.timer.listen();
-            let at = dlm.all().iter().filter_map(|s| s.next_deadline()).min();
+            let searches = lock(&dlm.search).next_deadline();
+            let at = dlm.all().iter().filter_map(|s| s.next_deadline()).chain(searches).min();
             (sooner, at)
         };
         let (soonest, latest) = (runtime.now() + TICK_MIN, runtime.now() + TICK_MAX);
@@ -342,6 +350,8 @@ async fn tick(dlm: Weak<Dlm>, runtime: Arc<dyn Runtime>) {
         for space in dlm.all() {
             space.tick(&dlm, now);
         }
+        let suspects = dlm.suspects.swap(false, Ordering::AcqRel);
+        dlm.search(if suspects { SearchInput::Suspect } else { SearchInput::Tick });
     }
 }
 
@@ -360,6 +370,7 @@ impl ViewListener for Dlm {
         for space in spaces {
             space.deliver_changed(&dlm);
         }
+        dlm.search(SearchInput::of(view));
         self.changed.notify(usize::MAX);
     }
 
@@ -386,6 +397,16 @@ impl ViewListener for Dlm {
 
 impl SessionHandler for Dlm {
     fn deliver(&self, from: Identity, _epoch: Epoch, payload: &[u8]) {
+        if SearchMessage::is_one(payload) {
+            match (SearchMessage::decode(payload), self.this.upgrade()) {
+                (Some(message), Some(dlm)) => dlm.search(SearchInput::Message { from, message }),
+                (None, _) => {
+                    tracing::warn!(target: "quorate_dlm", node = %from, "a search frame was dropped")
+                }
+                _ => {}
+            }
+            return;
+        }
         let frame = match Frame::decode(payload) {
             Ok(frame) => frame,
             Err(error) => {

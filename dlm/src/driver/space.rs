@@ -3,6 +3,7 @@
 use super::Dlm;
 use super::handle::Handle;
 use crate::deliver::{Call, Delivery, HasOutbox, Outbox, deliver, lock, run};
+use crate::machine::deadlock::graph::Wait;
 use crate::machine::map::SHARDS;
 use crate::machine::shard::{Input, Output, Shard, ShardConfig, SpaceView};
 use crate::slots::{LockTable, Numbers};
@@ -158,6 +159,7 @@ impl Space {
                     }
                     entered.call(id, Call::Done(completion));
                 }
+                Output::Suspect => dlm.suspects.store(true, Ordering::Release),
                 Output::Orphaned { id } => {
                     entered.callbacks.insert(id.0, None);
                 }
@@ -226,6 +228,23 @@ impl Space {
             self.enter(dlm, index, |e| work(&mut e.machine, now, &mut e.out));
             dlm.deliver(self, index);
         }
+    }
+
+    /// Adds all that waits at resources mastered here.
+    pub(super) fn collect_waits(&self, now: Instant, out: &mut Vec<Wait>) {
+        for mutex in &self.shards {
+            let mut entered = lock(mutex);
+            entered.machine.set_now(now);
+            entered.machine.collect_waits(self.hash, out);
+        }
+    }
+
+    /// An operation of this node is the victim of a deadlock.
+    pub(super) fn refuse(&self, dlm: &Arc<Dlm>, id: LockId, op: u32) {
+        let index = usize::try_from(id.0 % u64::from(SHARDS)).unwrap_or(0);
+        let now = dlm.now();
+        self.enter(dlm, index, |e| e.machine.refuse(now, id, op, &mut e.out));
+        dlm.deliver(self, index);
     }
 
     /// When [`Self::tick`] is due.

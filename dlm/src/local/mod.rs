@@ -4,11 +4,13 @@
 //! [`LocalManager::shared`] gives several handles to one lock table. Each behaves as a node of its own, so that users of
 //! the lock manager can test several of themselves in one process.
 
+mod search;
 mod space;
 
 use crate::deliver::lock;
 use crate::{JoinError, LockManager, Lockspace, LockspaceDump, LockspaceOptions};
 use quorate_membership::{BoxFuture, Identity, Incarnation, NodeId, Runtime};
+use search::Search;
 use space::{Clock, Handle, Space};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -40,6 +42,7 @@ pub struct LocalManager {
     node: Identity,
     spaces: Spaces,
     clock: Clock,
+    search: Arc<Search>,
 }
 
 impl Default for LocalManager {
@@ -53,27 +56,22 @@ impl LocalManager {
     #[must_use]
     pub fn new() -> Self {
         let node = Identity::new(NodeId(1), Incarnation(1));
-        Self { node, spaces: Spaces::default(), clock: Clock::default() }
+        Self { node, spaces: Spaces::default(), clock: Clock::default(), search: Arc::default() }
     }
 
     /// With a clock, so that requests may have timeouts; without one they are refused. Before lockspaces are joined.
     #[must_use]
     pub fn with_runtime(self, runtime: Arc<dyn Runtime>) -> Self {
-        Self { clock: Clock(Some(runtime)), ..self }
+        Self { clock: Clock::of(runtime), ..self }
     }
 
     /// `count` handles to one lock table, as nodes 1 to `count`. Locks of different handles conflict as those of
     /// different nodes do.
     #[must_use]
     pub fn shared(count: u32) -> Vec<Self> {
-        let spaces = Spaces::default();
-        (1..=count)
-            .map(|n| Self {
-                node: Identity::new(NodeId(n), Incarnation(1)),
-                spaces: spaces.clone(),
-                clock: Clock::default(),
-            })
-            .collect()
+        let first = Self::new();
+        let node = |n| Identity::new(NodeId(n), Incarnation(1));
+        (1..=count).map(|n| Self { node: node(n), ..first.clone() }).collect()
     }
 
     /// Ends all locks of this handle at once, as if its process had died and been fenced: waiters are granted, value
@@ -110,7 +108,8 @@ impl LockManager for LocalManager {
                 });
             }
             space.join(self.node);
-            Ok(Arc::new(Handle { space: space.clone(), node: self.node }) as Arc<dyn Lockspace>)
+            Ok(Arc::new(Handle { space: space.clone(), node: self.node, manager: self.clone() })
+                as Arc<dyn Lockspace>)
         })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::deliver::{Call, Delivery, HasOutbox, Outbox, deliver, lock};
 use crate::dump::ResourceDump;
+use crate::machine::deadlock::graph::Wait;
 use crate::machine::posix::POSIX_BY_RANGE;
 use crate::machine::{self, Context, Event, LockKey, Pending, Resource};
 use crate::table::{Table, name_hash};
@@ -25,22 +26,36 @@ pub(super) struct Space {
     /// How many locks each member has.
     members: Mutex<BTreeMap<Identity, Arc<AtomicU64>>>,
     next_id: AtomicU64,
-    clock: Clock,
+    pub(super) clock: Clock,
 }
 
-/// Time, if this lock manager has any.
+/// Time; without a runtime only an order: each look at it is later than the one before.
 #[derive(Clone, Default)]
-pub(super) struct Clock(pub(super) Option<Arc<dyn Runtime>>);
+pub(super) struct Clock {
+    runtime: Option<Arc<dyn Runtime>>,
+    looks: Arc<AtomicU64>,
+}
 
 impl core::fmt::Debug for Clock {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_tuple("Clock").field(&self.0.is_some()).finish()
+        f.debug_struct("Clock").field("runs", &self.runtime.is_some()).finish_non_exhaustive()
     }
 }
 
 impl Clock {
+    pub(super) fn of(runtime: Arc<dyn Runtime>) -> Self {
+        Self { runtime: Some(runtime), looks: Arc::default() }
+    }
+
+    pub(super) fn runtime(&self) -> Option<Arc<dyn Runtime>> {
+        self.runtime.clone()
+    }
+
     fn now(&self) -> Instant {
-        self.0.as_ref().map_or(Instant::default(), |r| r.now())
+        match &self.runtime {
+            Some(runtime) => runtime.now(),
+            None => Instant(self.looks.fetch_add(1, Ordering::Relaxed)),
+        }
     }
 }
 
@@ -64,6 +79,8 @@ struct Record {
 #[derive(Default)]
 struct Shard {
     resources: BTreeMap<LockName, Resource>,
+    /// Those with waiters.
+    contended: BTreeSet<LockName>,
     locks: Table<u64, Record>,
     events: Vec<Event>,
     outbox: Outbox,
@@ -107,6 +124,13 @@ impl Shard {
                 record.count.fetch_sub(1, Ordering::AcqRel);
                 self.locks.remove(&key.id.0);
             }
+        }
+        if resource.is_some_and(Resource::has_waiters) {
+            if !self.contended.contains(name) {
+                self.contended.insert(name.clone());
+            }
+        } else if !self.contended.is_empty() {
+            self.contended.remove(name);
         }
         if resource.is_some_and(Resource::is_unused) {
             self.resources.remove(name);
@@ -231,6 +255,53 @@ impl Space {
         LockspaceDump { name: self.options.name.clone(), resources, members, ..LockspaceDump::default() }
     }
 
+    pub(super) fn hash(&self) -> u64 {
+        name_hash(self.options.name.as_bytes())
+    }
+
+    /// Withdraws an operation, for this reason, if it waits still. The calls are left for [`Self::deliver`].
+    pub(super) fn withdraw(&self, node: Identity, id: LockId, op: u32, reason: Completion) {
+        let mut guard = lock(self.shard_of(id.0));
+        let shard = &mut *guard;
+        let Some(record) = shard.locks.find_mut(&id.0).filter(|r| r.key.node == node) else { return };
+        let name = record.name.clone();
+        let Some(resource) = shard.resources.get_mut(&name) else { return };
+        let pending = resource.find(record.key).and_then(|l| l.pending.as_ref());
+        if pending.is_some_and(|p| p.op == op) {
+            record.reason = Some((op, reason));
+            // It was found just now.
+            let _ = resource.cancel(&context(self), record.key, &mut shard.events);
+            shard.settle(&name);
+        }
+    }
+
+    pub(super) fn deliver(&self, id: LockId) {
+        deliver(self.shard_of(id.0));
+    }
+
+    pub(super) fn collect_waits(&self, out: &mut Vec<Wait>) {
+        let hash = self.hash();
+        for mutex in &self.shards {
+            let shard = lock(mutex);
+            for resource in shard.contended.iter().filter_map(|name| shard.resources.get(name)) {
+                resource.waits(self.clock.now(), hash, false, out);
+            }
+        }
+    }
+
+    /// Whether a lock waits, and somebody may be waiting for its user: a lock that stands for itself has to be granted
+    /// already, or be ahead of others.
+    pub(super) fn may_close_a_cycle(&self, id: LockId) -> bool {
+        let shard = lock(self.shard_of(id.0));
+        let record = shard.locks.find(&id.0);
+        let lock = record.and_then(|r| shard.resources.get(&r.name)?.find(r.key));
+        lock.is_some_and(|l| {
+            l.pending
+                .as_ref()
+                .is_some_and(|p| l.owner != 0 || l.granted.is_some() || p.flags.has(Flags::HEADQUE))
+        })
+    }
+
     fn shard_of(&self, index: u64) -> &Mutex<Shard> {
         &self.shards[usize::try_from(index % SHARDS).unwrap_or(0)]
     }
@@ -243,10 +314,12 @@ fn context(space: &Space) -> Context<'_> {
 }
 
 /// A lockspace as one handle has joined it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Handle {
     pub(super) space: Arc<Space>,
     pub(super) node: Identity,
+    /// What it was joined through; the deadlock search sees all of its lockspaces.
+    pub(super) manager: super::LocalManager,
 }
 
 impl Handle {
@@ -333,6 +406,7 @@ impl Lockspace for Handle {
         }
         deliver(mutex);
         self.limit(id, 1, request.timeout);
+        self.look_for_deadlocks(id);
         Ok(id)
     }
 
@@ -365,6 +439,7 @@ impl Lockspace for Handle {
             Ok(record.op)
         })?;
         self.limit(id, op, timeout);
+        self.look_for_deadlocks(id);
         Ok(())
     }
 
@@ -397,7 +472,7 @@ impl Lockspace for Handle {
 
 impl Handle {
     fn check_clock(&self, timeout: Option<Duration>) -> Result<(), LockError> {
-        match (&self.space.clock.0, timeout) {
+        match (&self.space.clock.runtime, timeout) {
             (None, Some(_)) => Err(LockError::Invalid("a timeout, and this lock manager has no clock")),
             _ => Ok(()),
         }
@@ -405,25 +480,13 @@ impl Handle {
 
     /// Withdraws the operation after a while, if it waits still.
     fn limit(&self, id: LockId, op: u32, timeout: Option<Duration>) {
-        let (Some(runtime), Some(timeout)) = (self.space.clock.0.clone(), timeout) else { return };
-        let handle = Self { space: self.space.clone(), node: self.node };
+        let (Some(runtime), Some(timeout)) = (self.space.clock.runtime.clone(), timeout) else { return };
+        let (space, node) = (self.space.clone(), self.node);
         runtime.clone().spawn(Box::pin(async move {
             runtime.sleep_until(runtime.now() + timeout).await;
-            // It may have ended, and the lock be gone.
-            let _ = handle.withdraw(id, op, Completion::TimedOut);
+            space.withdraw(node, id, op, Completion::TimedOut);
+            space.deliver(id);
         }));
-    }
-
-    /// Withdraws an operation that waits still, for this reason.
-    fn withdraw(&self, id: LockId, op: u32, reason: Completion) -> Result<(), LockError> {
-        self.with_lock(id, |cx, resource, record, events| {
-            let lock = resource.find(record.key).ok_or(LockError::NotFound)?;
-            if lock.pending.as_ref().is_some_and(|p| p.op == op) {
-                record.reason = Some((op, reason));
-                resource.cancel(cx, record.key, events)?;
-            }
-            Ok(())
-        })
     }
 
     /// Takes over an orphan of this node.

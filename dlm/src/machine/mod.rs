@@ -2,6 +2,7 @@
 //!
 //! Nothing here reads a clock, sends a message or calls back: time and messages come in, effects go out.
 
+pub(crate) mod deadlock;
 mod flags;
 mod hold;
 mod lock;

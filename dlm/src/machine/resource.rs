@@ -100,6 +100,11 @@ impl Resource {
             && self.assumed.is_empty()
     }
 
+    /// Whether somebody waits.
+    pub(crate) fn has_waiters(&self) -> bool {
+        !self.converting.is_empty() || !self.waiting.is_empty()
+    }
+
     /// The number of the last grant.
     pub(crate) fn sequence(&self) -> u64 {
         self.sequence

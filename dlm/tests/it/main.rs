@@ -5,7 +5,6 @@
 mod cache;
 mod driver;
 mod invariants;
-mod scenarios;
 #[cfg(all(feature = "driver", feature = "service"))]
 mod service;
 mod sim;

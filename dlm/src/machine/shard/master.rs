@@ -133,6 +133,7 @@ impl Shard {
         }
         self.events = events;
         self.note_use(name);
+        self.note_waits(name);
     }
 
     fn note_use(&mut self, name: &LockName) {

@@ -31,6 +31,7 @@ mod master;
 mod owners;
 mod posix;
 mod recovery;
+mod waits;
 mod withdraw;
 
 use directory::Bucket;
@@ -38,6 +39,7 @@ use local::{LocalLock, LocalName};
 use master::Mastered;
 use owners::Owners;
 use recovery::Registration;
+use waits::Waits;
 use withdraw::Withdrawals;
 
 use super::{Context, Event};
@@ -110,6 +112,8 @@ pub(crate) enum Output {
     Done { id: LockId, completion: Completion },
     /// Tell the lock's owner.
     Blocking { id: LockId, mode: Mode },
+    /// Somebody has waited long at a resource mastered here: feed it to the search.
+    Suspect,
     /// The lock's owner has ended: it is told nothing any more.
     Orphaned { id: LockId },
     /// This shard has done its part of the bucket map `map`; when all shards have, propose `Prove(Rebuilt)`.
@@ -158,6 +162,7 @@ pub(crate) struct Shard {
     released: BTreeMap<LockName, Vec<LockId>>,
     owners: Owners,
     withdrawals: Withdrawals,
+    waits: Waits,
     /// Messages to ourselves; empty between calls.
     inbox: VecDeque<Message>,
     events: Vec<Event>,
@@ -188,6 +193,7 @@ impl Shard {
             released: BTreeMap::new(),
             owners: Owners::default(),
             withdrawals: Withdrawals::default(),
+            waits: Waits::default(),
             inbox: VecDeque::new(),
             events: Vec::new(),
             stats: LockspaceStats::default(),
@@ -209,6 +215,7 @@ impl Shard {
             Input::Tick => {
                 self.on_tick(out);
                 self.on_timeouts(out);
+                self.on_old_waits(out);
             }
         }
         self.drain(out);
@@ -218,7 +225,13 @@ impl Shard {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let unused = self.unused.front().map(|(at, _)| *at + TOSS);
         let idle = self.idle.front().map(|(at, _)| *at + TOSS);
-        unused.into_iter().chain(idle).chain(self.withdrawals.next_deadline()).min()
+        let others = self.withdrawals.next_deadline().into_iter().chain(self.waits.next_deadline());
+        unused.into_iter().chain(idle).chain(others).min()
+    }
+
+    /// The time, for looking at waits.
+    pub(crate) fn set_now(&mut self, now: Instant) {
+        self.now = now;
     }
 
     /// The time of the last input.

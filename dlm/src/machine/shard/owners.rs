@@ -91,6 +91,7 @@ impl Shard {
     }
 
     /// Every lock of this node, orphans too, ends as if its owner had.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn end_all(&mut self, now: quorate_membership::Instant, out: &mut Vec<Output>) {
         self.now = now;
         let all: Vec<LockId> = self.names.values().flat_map(|n| n.locks.iter().copied()).collect();

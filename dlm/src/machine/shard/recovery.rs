@@ -71,6 +71,7 @@ impl Shard {
         if old.members != view.members {
             self.on_new_map(&old.members, out);
         }
+        self.suspect_anew();
         let changed: Vec<Identity> = old
             .debtors
             .iter()

@@ -1,8 +1,9 @@
 //! The simulation of the distributed lock manager: seeds from `QUORATE_SEEDS=A..B` or `QUORATE_SEED=N`.
 
+mod deadlock;
 mod posix;
 mod run;
-mod scenarios;
+#[allow(dead_code, reason = "scenarios use what the simulation does not")]
 pub(crate) mod world;
 
 use quorate_dlm::sim::Bug;
@@ -94,4 +95,46 @@ fn every_deliberate_mistake_is_caught() {
         }
     }
     assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+#[test]
+fn deadlocks_are_found_within_a_second_and_never_made_up() {
+    let mut all = deadlock::Summary::default();
+    // A simulation of its own beside `seeds_hold_all_invariants`, with a quarter of its seeds.
+    let range = seeds(0..200);
+    let range = range.start..range.end.min(range.start + (range.end - range.start).div_ceil(4));
+    for seed in range.clone() {
+        match catch_unwind(AssertUnwindSafe(|| deadlock::run(seed, None))) {
+            Ok(summary) => {
+                all.grants += summary.grants;
+                all.refused += summary.refused;
+                all.cycles += summary.cycles;
+                all.crashes += summary.crashes;
+            }
+            Err(panic) => {
+                panic!("replay: cargo xtask sim dlm --seed {seed} (deadlock)\n{}", message(&*panic))
+            }
+        }
+    }
+    println!("{} seeds: {all:?}", range.end - range.start);
+    if 50 <= range.end - range.start {
+        let did = [all.grants, all.refused, all.cycles, all.crashes];
+        assert!(did.iter().all(|n| 10 < *n), "too little was done: {all:?}");
+    }
+}
+
+#[test]
+fn mistakes_of_the_deadlock_search_are_caught() {
+    for (bug, word) in [(Bug::WalkOnce, "false deadlock: "), (Bug::OverlookOrder, "late: ")] {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let found = (0..500).find_map(|seed| {
+            let result = catch_unwind(AssertUnwindSafe(|| deadlock::run(seed, Some(bug))));
+            result.err().map(|panic| (seed, message(&*panic)))
+        });
+        std::panic::set_hook(hook);
+        let (seed, text) = found.unwrap_or_else(|| panic!("not caught: {bug:?}"));
+        println!("{bug:?}: seed {seed}: {}", text.chars().take(150).collect::<String>());
+        assert!(text.starts_with(word), "{bug:?}: expected {word}, found {text}");
+    }
 }

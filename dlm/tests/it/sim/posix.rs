@@ -78,7 +78,7 @@ fn run(seed: u64, bug: Option<Bug>) -> Summary {
 impl Run {
     fn settle_in(&mut self, who: Identity, holds: bool, ms: u64) {
         if holds {
-            self.world.after(ms + 2, Event::Propose { by: who, request: super::run::mount() });
+            self.world.after(ms + 2, Event::Propose { by: who, request: super::world::mount() });
         }
         let later = ms + 3 + self.rng.below(20);
         self.world.after(later, Event::Act { who });

@@ -1,12 +1,12 @@
 //! One simulated run: a drawn workload on drawn faults, checked after every step; then the faults stop and it must heal.
 
-use super::world::{Event, SPACE, Told, World, mount_id, space_id};
+use super::world::{Event, SPACE, Told, World, mount, space_id};
 use crate::invariants::{Checks, Watched};
 use quorate_dlm::sim::Bug;
 use quorate_dlm::{
     Completion, ConvertRequest, Flags, LockId, LockName, LockRequest, LockspaceOptions, Mode, UnlockRequest,
 };
-use quorate_membership::{AttachRequest, Identity, Incarnation, Instant, NodeId, Request, Rng, Safety};
+use quorate_membership::{Identity, Incarnation, Instant, NodeId, Rng};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -423,15 +423,4 @@ impl Run {
         let attached: Vec<_> = self.world.tip().attached(&space_id()).map(|a| a.owner).collect();
         format!("debts {:?}, attached {attached:?}, {dumps:?}", self.world.tip().debts)
     }
-}
-
-pub(super) fn mount() -> Request {
-    Request::Attach(AttachRequest {
-        resource: mount_id(),
-        safety: Safety::Lease,
-        servers: Default::default(),
-        journals: Some(64),
-        lockspace: Some(SPACE.to_owned()),
-        exclusive: false,
-    })
 }

@@ -23,6 +23,17 @@ pub(crate) fn mount_id() -> ResourceId {
     ResourceId::new(ResourceKind::Filesystem, MOUNT)
 }
 
+pub(crate) fn mount() -> Request {
+    Request::Attach(AttachRequest {
+        resource: mount_id(),
+        safety: Safety::Lease,
+        servers: Default::default(),
+        journals: Some(64),
+        lockspace: Some(SPACE.to_owned()),
+        exclusive: false,
+    })
+}
+
 /// What is to happen.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
@@ -96,6 +107,14 @@ pub(crate) struct World {
     /// Fences and replays are started by hand.
     pub(crate) by_hand: bool,
     pub(crate) messages: u64,
+    /// Which nodes hear each other; `None`: all.
+    pub(crate) sides: Option<BTreeMap<NodeId, usize>>,
+    /// Deadlocks that were found and that nobody may end.
+    pub(crate) undecided: Vec<Vec<(Identity, LockId)>>,
+    /// Messages between nodes that do not hear each other: sessions keep them.
+    severed: Vec<Event>,
+    /// What happens to stopped processes later.
+    paused: BTreeMap<Identity, Vec<Event>>,
     last_arrival: BTreeMap<(Identity, Identity), Instant>,
     options: LockspaceOptions,
     bug: Option<Bug>,
@@ -121,6 +140,10 @@ impl World {
             delay_max: Duration::from_micros(500),
             by_hand: false,
             messages: 0,
+            sides: None,
+            undecided: Vec::new(),
+            severed: Vec::new(),
+            paused: BTreeMap::new(),
             last_arrival: BTreeMap::new(),
             options,
             bug,
@@ -271,7 +294,16 @@ impl World {
     }
 
     fn by_anybody(&mut self, request: &Request, again: Event) {
-        let by = self.nodes.iter().find(|(w, n)| !n.is_isolated && self.tip().contains(**w)).map(|(w, _)| *w);
+        let by = self
+            .nodes
+            .iter()
+            .find(|(w, n)| {
+                !n.is_isolated
+                    && self.tip().contains(**w)
+                    && !self.is_cut_off(**w)
+                    && !self.paused.contains_key(w)
+            })
+            .map(|(w, _)| *w);
         match by {
             Some(by) => {
                 self.propose(by, request);
@@ -321,6 +353,7 @@ impl World {
                         }
                     }
                 }
+                Effect::Undecided { waits } => self.undecided.push(waits),
                 Effect::Quiet => {
                     self.after(1, Event::Propose { by: who, request: Request::Detach(space_id()) });
                 }
@@ -339,6 +372,7 @@ impl World {
     /// Does the next thing; `None` when nothing is left. Workload events are handed back.
     pub(crate) fn step(&mut self) -> Option<Option<Event>> {
         let (now, event) = self.schedule.pop()?;
+        let Some(event) = self.hold_back(event) else { return Some(None) };
         match event {
             Event::Deliver { from, to, epoch, bytes } => self.deliver(from, to, epoch, bytes),
             Event::Install { to, epoch } => self.install(to, epoch),
@@ -350,7 +384,9 @@ impl World {
                 }
             }
             Event::Propose { by, request } => {
-                if self.nodes.get(&by).is_some_and(|n| n.is_isolated) {
+                let is_cut =
+                    |n: &SimNode| n.is_isolated || self.paused.contains_key(&by) || self.is_cut_off(by);
+                if self.nodes.get(&by).is_some_and(is_cut) {
                     return Some(None);
                 }
                 let done = self.propose(by, &request);
@@ -377,6 +413,52 @@ impl World {
             Event::Act { .. } => return Some(Some(event)),
         }
         Some(None)
+    }
+
+    /// Stops a process; it knows nothing of that.
+    pub(crate) fn pause(&mut self, who: Identity) {
+        self.paused.entry(who).or_default();
+    }
+
+    /// It goes on: what came meanwhile, in order.
+    pub(crate) fn resume(&mut self, who: Identity) {
+        for event in self.paused.remove(&who).unwrap_or_default() {
+            self.schedule.at(self.schedule.now(), event);
+        }
+    }
+
+    /// Everybody hears everybody again.
+    pub(crate) fn release_severed(&mut self) {
+        for event in std::mem::take(&mut self.severed) {
+            self.schedule.at(self.schedule.now(), event);
+        }
+    }
+
+    /// Whether a node is on a side that decides nothing.
+    fn is_cut_off(&self, who: Identity) -> bool {
+        self.sides.is_some() && self.lease_end.contains_key(&who)
+    }
+
+    fn is_severed(&self, a: Identity, b: Identity) -> bool {
+        self.sides.as_ref().is_some_and(|s| s.get(&a.node) != s.get(&b.node))
+    }
+
+    /// What cannot happen now happens later: to a stopped process, and between nodes that do not hear each other.
+    fn hold_back(&mut self, event: Event) -> Option<Event> {
+        let (Event::Deliver { to, .. } | Event::Install { to, .. } | Event::Tick { who: to }) = &event else {
+            return Some(event);
+        };
+        if let Some(held) = self.paused.get_mut(to) {
+            held.push(event);
+            return None;
+        }
+        match &event {
+            Event::Deliver { from, to, .. } if self.is_severed(*from, *to) => {
+                self.severed.push(event);
+                None
+            }
+            _ => Some(event),
+        }
     }
 
     fn deliver(&mut self, from: Identity, to: Identity, epoch: Epoch, bytes: Vec<u8>) {
