@@ -31,6 +31,7 @@ impl World {
                 Effect::Blocking { id, .. } => self.on_blocking(who, id),
                 Effect::Rebuilt { epoch } => self.prove_rebuilt(who, epoch),
                 Effect::Quiet => unreachable!("nobody leaves the lockspace"),
+                Effect::Undecided { .. } => unreachable!("nobody sets NODLCKWT"),
             }
         }
         self.plan_lock_tick(who);
