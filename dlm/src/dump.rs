@@ -83,6 +83,21 @@ pub struct ElsewhereDump {
     pub waits: Option<Duration>,
 }
 
+/// A program that locks through the service for other processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Its process id when it connected.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its command line, cut short.
+    pub command: String,
+    /// Since when it is connected.
+    pub connected: Duration,
+    /// Its locks: lockspace, and the number in [`LockDump::id`].
+    pub locks: Vec<(String, u64)>,
+}
+
 impl LockDump {
     pub(crate) fn of(lock: &crate::machine::Lock, now: Option<Instant>) -> Self {
         Self {

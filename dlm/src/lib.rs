@@ -60,6 +60,7 @@ pub mod cache;
 mod deliver;
 pub mod driver;
 mod dump;
+pub mod explain;
 pub mod local;
 mod machine;
 mod mode;
@@ -83,7 +84,7 @@ pub use api::{
     Lockspace, LockspaceOptions, Range, ValueBlock,
 };
 pub use driver::Dlm;
-pub use dump::{ElsewhereDump, LockDump, LockspaceDump, ResourceDump};
+pub use dump::{ElsewhereDump, LockDump, LockspaceDump, ProcessInfo, ResourceDump};
 pub use mode::Mode;
 pub use name::{LockName, NAME_BYTES_MAX, NameTooLong};
 pub use queue::{Batch, LockQueue, Told, What};

@@ -2,6 +2,7 @@
 
 use crate::Completion;
 use core::time::Duration;
+use quorate_membership::metrics::Exposition;
 use serde::{Deserialize, Serialize};
 
 /// How many classes of waiting there are. Class `i` counts waits of up to 2^`i` microseconds that are in no class
@@ -122,6 +123,34 @@ impl LockspaceStats {
         }
         self.waits.add(&other.waits);
         self.turn_max_ns = self.turn_max_ns.max(other.turn_max_ns);
+    }
+}
+
+/// Writes what lockspaces did here as metrics: `quorate_dlm_*`.
+pub(crate) fn expose<'a>(spaces: impl Iterator<Item = (&'a str, LockspaceStats)>, out: &mut Exposition) {
+    for (name, stats) in spaces {
+        for (at, count) in [("local", stats.local), ("out", stats.out), ("in", stats.r#in)] {
+            let help = "Operations, by where they were carried out.";
+            out.counter("quorate_dlm_operations_total", help, &[("lockspace", name), ("at", at)], count);
+        }
+        let ends = [
+            ("granted", stats.granted),
+            ("unlocked", stats.unlocked),
+            ("again", stats.again),
+            ("deadlock", stats.deadlock),
+            ("refused", stats.refused),
+        ];
+        for (end, count) in ends {
+            let help = "Operations of this node, by how they ended.";
+            out.counter("quorate_dlm_completions_total", help, &[("lockspace", name), ("end", end)], count);
+        }
+        let classes: Vec<(Option<f64>, u64)> = (0..WAIT_BUCKETS)
+            .map(|i| WaitHistogram::limit(i).map(|l| l.as_secs_f64()))
+            .zip(stats.waits.counts)
+            .collect();
+        let sum = Duration::from_nanos(stats.waits.total_ns).as_secs_f64();
+        let help = "From the request to the grant.";
+        out.histogram("quorate_dlm_wait_seconds", help, &[("lockspace", name)], &classes, sum);
     }
 }
 

@@ -209,6 +209,8 @@ fn node_directory(
         listen: listen.to_string(),
         join: join.to_vec(),
         timing: None,
+        metrics: None,
+        locks: Vec::new(),
     };
     save(&dir.join("node.toml"), &settings)?;
     Ok(())

@@ -18,9 +18,15 @@ pub struct NodeSettings {
     /// Nodes to ask at the first start, ID@IP:PORT; later the roster says where everybody is.
     #[serde(default)]
     pub join: Vec<String>,
+    /// Where the metrics can be read over HTTP, a loopback IP:PORT; nowhere if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
     /// `[timing]` as in the configuration, for a node that has no configuration yet: it must be the cluster's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timing: Option<Timing>,
+    /// Who but root and the node's own user may open lockspaces through `lock.sock`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<quorate_dlm::service::AccessRule>,
 }
 
 /// `storage.toml`.

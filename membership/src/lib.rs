@@ -9,6 +9,7 @@ mod face;
 mod ids;
 mod lease;
 pub mod machine;
+pub mod metrics;
 mod proof;
 mod quorum;
 mod request;

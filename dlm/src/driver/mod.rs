@@ -18,6 +18,7 @@ use core::time::Duration;
 use event_listener::Event;
 use handle::Handle;
 use outgoing::Outgoing;
+use quorate_membership::metrics::{Collect, Exposition};
 use quorate_membership::{
     AttachRequest, BoxFuture, Epoch, Identity, Instant, Lease, Membership, Proof, Refusal, Request,
     RequestError, ResourceId, ResourceKind, Runtime, ServiceId, SessionHandler, Sessions, View, ViewListener,
@@ -352,6 +353,20 @@ async fn tick(dlm: Weak<Dlm>, runtime: Arc<dyn Runtime>) {
         }
         let suspects = dlm.suspects.swap(false, Ordering::AcqRel);
         dlm.search(if suspects { SearchInput::Suspect } else { SearchInput::Tick });
+    }
+}
+
+impl Collect for Dlm {
+    fn collect(&self, out: &mut Exposition) {
+        let stats = self.stats();
+        crate::stats::expose(stats.iter().map(|(name, stats)| (name.as_str(), *stats)), out);
+        for space in self.all() {
+            let labels = [("lockspace", space.options.name.as_str())];
+            let locks = space.lock_count() as f64;
+            out.gauge("quorate_dlm_locks", "Locks that this node has or wants.", &labels, locks);
+            let ready = f64::from(u8::from(space.is_ready()));
+            out.gauge("quorate_dlm_rebuilt", "1 unless the lockspace is being rebuilt here.", &labels, ready);
+        }
     }
 }
 

@@ -358,6 +358,10 @@ impl Space {
         dump
     }
 
+    pub(super) fn lock_count(&self) -> usize {
+        self.shards.iter().map(|s| lock(s).machine.lock_count()).sum()
+    }
+
     pub(super) fn stats(&self) -> LockspaceStats {
         let mut sum = LockspaceStats::default();
         for mutex in &self.shards {

@@ -38,9 +38,10 @@ mod protocol;
 mod server;
 mod spaces;
 
+pub use crate::ProcessInfo;
 pub use access::{AccessRule, AccessRules, Peer};
 pub use client::{Client, ClientError};
 #[cfg(feature = "sim")]
 pub use protocol::TestFrames;
 pub use protocol::{FRAME_BYTES_MAX, LOCKS_MAX, OUT_BYTES_MAX, VERSION};
-pub use server::{CONNECTIONS_MAX, LockServer, ProcessInfo, ServerConfig};
+pub use server::{CONNECTIONS_MAX, LockServer, ServerConfig};

@@ -3,11 +3,10 @@
 use super::access::{AccessRules, Peer};
 use super::connection::Connection;
 use super::spaces::Spaces;
-use crate::LockManager;
 use crate::deliver::lock;
+use crate::{LockManager, ProcessInfo};
 use core::time::Duration;
 use quorate_membership::{Identity, Runtime};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -32,21 +31,6 @@ pub struct ServerConfig {
     pub path: PathBuf,
     /// Who may open what.
     pub access: AccessRules,
-}
-
-/// A program that is connected.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessInfo {
-    /// Its process id when it connected.
-    pub pid: u32,
-    /// Its user.
-    pub uid: u32,
-    /// Its command line, cut short.
-    pub command: String,
-    /// Since when it is connected.
-    pub connected: Duration,
-    /// Its locks: lockspace, and the number in [`LockDump::id`](crate::LockDump).
-    pub locks: Vec<(String, u64)>,
 }
 
 /// What all connections share.
@@ -140,6 +124,22 @@ impl LockServer {
         let connections = lock(&self.shared.connections);
         let left = self.shared.changed.wait_timeout_while(connections, deadline, |c| !c.by_number.is_empty());
         !left.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// The same for a node that leaves in order: then the lockspaces of programs are left too. False if some are not.
+    pub async fn leave(&self, deadline: Duration) -> bool {
+        self.stop();
+        let until = self.shared.runtime.now() + deadline;
+        loop {
+            let is_empty = lock(&self.shared.connections).by_number.is_empty();
+            if is_empty && self.shared.spaces.leave_all().await {
+                return true;
+            }
+            if until <= self.shared.runtime.now() {
+                return false;
+            }
+            self.shared.runtime.sleep_until(self.shared.runtime.now() + Duration::from_millis(10)).await;
+        }
     }
 
     fn stop(&self) {

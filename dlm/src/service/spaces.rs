@@ -105,7 +105,16 @@ impl Spaces {
 
     /// Leaves what nobody has had open for a while. One that still has locks is left later.
     async fn leave_idle(&self) {
-        let now = self.runtime.now();
+        self.leave_idle_since(self.runtime.now()).await;
+    }
+
+    /// Leaves everything that nobody has open; true if nothing is left.
+    pub(super) async fn leave_all(&self) -> bool {
+        self.leave_idle_since(self.runtime.now() + LINGER).await;
+        lock(&self.entries).is_empty()
+    }
+
+    async fn leave_idle_since(&self, now: Instant) {
         let idle: Vec<String> = {
             let mut entries = lock(&self.entries);
             let is_idle = |entry: &Entry| matches!(entry, Entry::Joined { users: 0, idle_since, .. } if *idle_since + LINGER <= now);

@@ -88,13 +88,10 @@ pub enum Command {
     FenceHistory,
     /// A person's word that a node is off.
     FenceConfirm(u32),
-    /// Locks of all lockspaces; of one resource with a name.
-    Locks {
-        /// A lockspace, or all.
-        lockspace: Option<String>,
-        /// A resource, or all.
-        resource: Option<String>,
-    },
+    /// About locks of all lockspaces and all nodes.
+    Locks(LockQuery),
+    /// The node's metrics, in the text format of Prometheus.
+    Metrics,
     /// Make a device a physical volume.
     PvCreate(String),
     /// Make a volume group.
@@ -230,6 +227,35 @@ pub enum QuorumCommand {
         /// Their certificates, in PEM.
         certificates: Vec<String>,
     },
+}
+
+/// A question about locks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockQuery {
+    /// Resources with their queues, those with waiters first.
+    Ls {
+        /// A lockspace, or all.
+        lockspace: Option<String>,
+    },
+    /// One resource.
+    Show {
+        /// Its lockspace.
+        lockspace: String,
+        /// Its name, as `ls` shows it.
+        resource: String,
+    },
+    /// What those that wait wait for.
+    Why {
+        /// A resource, or all.
+        resource: Option<String>,
+    },
+    /// The wait-for graph.
+    Graph {
+        /// In the language of Graphviz.
+        dot: bool,
+    },
+    /// Rates and waiting times.
+    Stats,
 }
 
 /// One operation on a file, by path from the filesystem's root.

@@ -2,7 +2,7 @@
 
 use super::{Config, Fence, Lock, Member, Service, Sized, Verb, Volume};
 use quorate::admin::client::Client;
-use quorate::admin::protocol::{Command, QuorumCommand};
+use quorate::admin::protocol::{Command, LockQuery, QuorumCommand};
 use std::error::Error;
 use std::path::Path;
 
@@ -99,10 +99,15 @@ fn translate(verb: Verb) -> Result<Command, Box<dyn Error>> {
             Member::Enrol { name, address } => Command::Enrol { name, address },
             Member::Retire { server } => Command::Retire(server),
         },
-        Verb::Lock(Lock::Ls { lockspace }) => Command::Locks { lockspace, resource: None },
-        Verb::Lock(Lock::Show { lockspace, resource }) => {
-            Command::Locks { lockspace: Some(lockspace), resource: Some(resource) }
-        }
+        Verb::Metrics => Command::Metrics,
+        Verb::Lock(lock) => Command::Locks(match lock {
+            Lock::Ls { lockspace } => LockQuery::Ls { lockspace },
+            Lock::Show { lockspace, resource } => LockQuery::Show { lockspace, resource },
+            Lock::Why { resource } => LockQuery::Why { resource },
+            Lock::Graph { dot } => LockQuery::Graph { dot },
+            Lock::Stats => LockQuery::Stats,
+            Lock::Run(_) | Lock::Take(_) => return Err("this command asks the lock service".into()),
+        }),
         Verb::Config(config) => match config {
             Config::Show => Command::ConfigShow,
             Config::Apply { file, expected } => Command::ConfigApply { expected, document: read(&file)? },

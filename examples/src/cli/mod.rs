@@ -2,6 +2,7 @@
 
 mod admin;
 mod files;
+mod locks;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ enum Verb {
     /// Locks of all kinds.
     #[command(subcommand)]
     Lock(Lock),
+    /// This node's metrics, in the text format of Prometheus.
+    Metrics,
     /// The cluster configuration.
     #[command(subcommand)]
     Config(Config),
@@ -205,6 +208,23 @@ enum Lock {
         /// Its name.
         resource: String,
     },
+    /// What those that wait wait for, the longest first. Exit code 14 if something waits.
+    Why {
+        /// Only this resource.
+        resource: Option<String>,
+    },
+    /// The wait-for graph, an edge a line.
+    Graph {
+        /// For Graphviz: `quorate lock graph --dot | dot -Tsvg`.
+        #[arg(long)]
+        dot: bool,
+    },
+    /// Rates and waiting times of each lockspace on each node.
+    Stats,
+    /// Run a command while holding a lock: `quorate lock run backup EX -- rsync ...`.
+    Run(locks::Run),
+    /// Hold a lock until the end of the standard input.
+    Take(locks::Wanted),
 }
 
 #[derive(Debug, Subcommand)]
@@ -320,6 +340,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8, Box<dyn std::error::Error>> {
         Verb::Node(options) => quorate::node::run(options),
         Verb::Cluster(command) => quorate::cluster::run(&command),
         Verb::Fs(files) => files::run(files, &cli.node, cli.json),
+        Verb::Lock(Lock::Run(run)) => locks::run(&run, &cli.node),
+        Verb::Lock(Lock::Take(wanted)) => locks::hold(&wanted, &cli.node, cli.json),
         Verb::Config(Config::Check { file }) => admin::check_config(&file),
         other => admin::run(other, &cli.node, cli.json),
     }

@@ -2,7 +2,7 @@
 
 use super::why::why;
 use super::world::World;
-use super::{file_api, services};
+use super::{file_api, locks, services};
 use crate::admin::protocol::{Command, FileOperation, QuorumCommand, Reply, Request};
 use crate::admin::server::{Handler, Peer};
 use quorate_ccs::{ConfigStore, Entry, diff};
@@ -29,6 +29,10 @@ impl Handler for World {
                 let (code, text, json) = why(&self.node.view(), self.node.is_quorate());
                 Reply::Done { text, json: json.to_string(), code }
             }
+            Request::Command(Command::Locks(query)) => match locks::answer(&self, query).await {
+                Ok((code, text, json)) => Reply::Done { text, json: json.to_string(), code },
+                Err(text) => failed(text),
+            },
             Request::Command(Command::Fsck(name)) => match self.check_filesystem(&name).await {
                 Ok((clean, text)) => {
                     let json = json!({ "clean": clean, "text": text });
@@ -133,7 +137,10 @@ impl World {
                 self.fencing.confirm(NodeId(node), &by).await.map_err(|e| e.to_string())?;
                 Ok(said(format!("{by} confirms that node {node} is off")))
             }
-            Command::Locks { lockspace, resource } => self.locks(lockspace.as_deref(), resource.as_deref()),
+            Command::Metrics => {
+                let text = self.metrics.text();
+                Ok((text.clone(), json!({ "metrics": text })))
+            }
             Command::PvCreate(device) => self.pv_create(&device).await.map(said),
             Command::VgCreate { name, devices } => self.vg_create(&name, &devices).await.map(said),
             Command::LvCreate { group, name, bytes } => self.lv_create(&group, &name, bytes).await.map(said),
@@ -156,7 +163,7 @@ impl World {
             Command::ServiceEnable(name) => services::enable(self, &name).await.map(said),
             Command::ServiceDisable(name) => services::disable(self, &name).await.map(said),
             Command::ServiceRelocate { name, node } => services::relocate(self, &name, node).await.map(said),
-            Command::Why | Command::Fsck(_) | Command::Quorum(_) => Err("answered elsewhere".into()),
+            Command::Why | Command::Fsck(_) | Command::Quorum(_) | Command::Locks(_) => Err("answered elsewhere".into()),
         }
     }
 
@@ -305,36 +312,6 @@ impl World {
             .collect();
         let status: Vec<String> = self.fencing.status().iter().map(|s| format!("{s:?}")).collect();
         (lines.join("\n"), json!({ "history": lines, "open": status }))
-    }
-
-    fn locks(&self, lockspace: Option<&str>, resource: Option<&str>) -> Outcome {
-        let mut dumps = self.dlm.dump();
-        dumps.retain(|d| lockspace.is_none_or(|l| l == d.name));
-        for dump in &mut dumps {
-            dump.resources.retain(|r| resource.is_none_or(|n| n == r.name.to_string()));
-            // Those with waiters first: they are what people look for.
-            dump.resources.sort_by_key(|r| r.waiting.is_empty() && r.converting.is_empty());
-        }
-        let mut lines = Vec::new();
-        for dump in &dumps {
-            lines.push(format!("lockspace {} ({} members)", dump.name, dump.members.len()));
-            lines.extend(dump.recovery.iter().map(|l| format!("  recovery: {l}")));
-            for r in &dump.resources {
-                let queue = |locks: &[quorate_dlm::LockDump]| {
-                    let shown = locks.iter().map(|l| format!("{}:{:?}>{:?}", l.node, l.granted, l.requested));
-                    shown.collect::<Vec<_>>().join(" ")
-                };
-                lines.push(format!(
-                    "  \"{}\" granted [{}] converting [{}] waiting [{}]",
-                    r.name,
-                    queue(&r.granted),
-                    queue(&r.converting),
-                    queue(&r.waiting)
-                ));
-            }
-        }
-        let json = serde_json::to_value(&dumps).map_err(|e| e.to_string())?;
-        Ok((lines.join("\n"), json))
     }
 }
 

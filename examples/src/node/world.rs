@@ -3,10 +3,11 @@
 use super::convert::{self, Times};
 use super::devices::Devices;
 use super::filesystems::Filesystems;
+use super::inspect::Inspector;
 use super::observer::Observer;
 use super::services::Services;
 use super::volumes::Volumes;
-use super::{AGAIN, NodeOptions};
+use super::{AGAIN, NodeOptions, locks, metrics};
 use crate::admin::server::listen;
 use crate::events::{Events, boottime_ns};
 use crate::settings::NodeSettings;
@@ -14,6 +15,7 @@ use quorate_ccs::driver::Ccs;
 use quorate_ccs::{ConfigStore, Document};
 use quorate_dlm::Dlm;
 use quorate_fencing::FencingConfig;
+use quorate_dlm::service::{AccessRules, LockServer, ServerConfig};
 use quorate_fencing::driver::{FencingDriver, NoSink};
 use quorate_fencing::supervisor::{LeaseReport, SupervisorLink};
 use quorate_gnbd::client::FenceClient;
@@ -21,6 +23,7 @@ use quorate_gnbd::driver::ClientTls;
 use quorate_membership::driver::pki::Credentials;
 use quorate_membership::driver::{Node, NodeConfig, TokioRuntime};
 use quorate_membership::machine::Event;
+use quorate_membership::metrics::{Exposition, Registry};
 use quorate_membership::{Membership, NodeId, Runtime, Sessions};
 use serde_json::json;
 use std::error::Error;
@@ -34,6 +37,12 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long a clean leave may take after everything is given up.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long programs' locks may take to be given up in a clean leave.
+const LOCKS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Lockspaces of the system: not for programs.
+const RESERVED: [&str; 3] = ["gfs:*", "lvm", "services"];
 
 /// Everything one node runs. Shared by commands and background tasks.
 pub(crate) struct World {
@@ -55,6 +64,8 @@ pub(crate) struct World {
     pub(crate) volumes: Volumes,
     pub(crate) filesystems: Filesystems,
     pub(crate) services: OnceLock<Services>,
+    pub(crate) inspector: Arc<Inspector>,
+    pub(crate) metrics: Registry,
 }
 
 impl World {
@@ -84,6 +95,7 @@ impl World {
         let observer = Observer::new(events.clone());
         membership.subscribe(Arc::clone(&observer) as _);
         let dlm = Dlm::new(Arc::clone(&membership), Arc::clone(&sessions), Arc::clone(&runtime));
+        let inspector = Inspector::start(Arc::clone(&membership), Arc::clone(&sessions), Arc::clone(&dlm));
         let ccs = Ccs::start(&*membership, Arc::clone(&sessions), node.state_id(), &dir.join("ccs"))?;
         let tls = ClientTls::from_credentials(&credentials, "storage")?;
         let fence_client = Arc::new(FenceClient::new(tls));
@@ -115,9 +127,33 @@ impl World {
             volumes: Volumes::default(),
             filesystems: Filesystems::default(),
             services: OnceLock::new(),
+            inspector,
+            metrics: Registry::default(),
         });
+        world.serve_locks()?;
         world.node.join();
         Ok(world)
+    }
+
+    /// Lets programs in other processes lock, and counts what goes on.
+    fn serve_locks(self: &Arc<Self>) -> Result<(), Box<dyn Error>> {
+        let access = AccessRules {
+            reserved: RESERVED.map(str::to_owned).to_vec(),
+            rules: self.settings.locks.clone(),
+        };
+        let config = ServerConfig { path: self.dir.join("lock.sock"), access };
+        let (manager, runtime) = (Arc::clone(&self.dlm), Arc::clone(&self.runtime));
+        let server = LockServer::start(config, self.node.me(), manager, runtime)
+            .map_err(|e| format!("the lock service: {e}"))?;
+        let _ = self.inspector.server.set(server);
+        self.metrics.add(Arc::clone(&self.dlm) as _);
+        let world = Arc::downgrade(self);
+        self.metrics.add(Arc::new(move |out: &mut Exposition| {
+            if let Some(world) = world.upgrade() {
+                locks::expose(&world, out);
+            }
+        }));
+        Ok(())
     }
 
     /// Lives until a stop is asked for or this life is over; the exit code.
@@ -126,6 +162,13 @@ impl World {
         if let Err(error) = self.link.report_ready() {
             tracing::warn!(target: "quorate", "the supervisor does not hear that the node is ready: {error}");
         }
+        let exporter = match &self.settings.metrics {
+            Some(address) => {
+                let world = Arc::clone(&self);
+                Some(metrics::serve(address, move || world.metrics.text()).await?)
+            }
+            None => None,
+        };
         let reporter = tokio::spawn(Arc::clone(&self).report());
         let keeper = tokio::spawn(Arc::clone(&self).keep_configured());
         let recovery = tokio::spawn(Arc::clone(&self).keep_recovered());
@@ -146,7 +189,7 @@ impl World {
                 self.over(&error.to_string()).await
             }
         };
-        for task in [reporter, keeper, recovery] {
+        for task in [reporter, keeper, recovery].into_iter().chain(exporter) {
             task.abort();
         }
         admin.abort();
@@ -168,6 +211,9 @@ impl World {
             clean &= services.stop_all(self).await;
         }
         clean &= self.unmount_all().await;
+        if let Some(server) = self.inspector.server.get() {
+            clean &= server.leave(LOCKS_DEADLINE).await;
+        }
         clean &= self.release_volumes().await;
         clean &= self.release_devices().await;
         match self.node.shutdown(LEAVE_DEADLINE).await {
