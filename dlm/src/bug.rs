@@ -32,6 +32,8 @@ pub enum Bug {
     WalkOnce,
     /// The search does not see who waits for whose turn.
     OverlookOrder,
+    /// An unlock that was under way when its master failed is not carried out by the next one.
+    LoseUnlockInRecovery,
     /// Operations that a new master has taken over are not repeated to it, and neither are those it has not.
     NeverResend,
 }

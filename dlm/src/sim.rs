@@ -13,6 +13,10 @@ use crate::{
 };
 use quorate_membership::{Epoch, Identity, Instant, NodeId, View};
 
+pub mod history;
+#[cfg(feature = "model")]
+pub mod model;
+
 pub use crate::bug::Bug;
 
 /// What the simulator must do.

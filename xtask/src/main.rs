@@ -1,4 +1,4 @@
-//! The workspace's own commands: `cargo xtask demo | test | check | tidy | sim | scenario | interop | bench`.
+//! The workspace's own commands: `cargo xtask demo | test | check | tidy | sim | model | scenario | interop | bench`.
 //!
 //! The standard library alone, so that it builds in a second; the work is done by cargo and by the programs it builds.
 
@@ -24,6 +24,8 @@ usage: cargo xtask COMMAND
   campaign suspicion [--minutes N]
                         real nodes on a machine with all cores busy, for 60 minutes: counts false suspicions
   scenario dlm FILE…    play scenarios of the lock manager (docs/scenarios.md); -v prints every event
+  model dlm [--states N]
+                        explore every behaviour of a small cluster; prints the states, and the way to a broken invariant
   interop               the tests against real tools alone
   bench [NAME]          measure; prints a table with the peer's or the limit's figure beside each of ours
 ";
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Some("sim") => sim::sim(rest),
         Some("campaign") => sim::campaign(rest),
         Some("scenario") => sim::scenario(rest),
+        Some("model") => sim::model(rest),
         Some("interop") => test::interop(),
         Some("bench") => sim::bench(rest),
         Some("help" | "--help" | "-h") | None => {

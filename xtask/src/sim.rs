@@ -1,4 +1,4 @@
-//! `cargo xtask sim` and `cargo xtask bench`: the simulations by seed, and the measurements.
+//! `cargo xtask sim`, `model` and `bench`: the simulations by seed, the exhaustive explorations, the measurements.
 
 use crate::run::{cargo, root, run, show};
 use std::collections::BTreeMap;
@@ -152,6 +152,26 @@ pub(crate) fn exists(name: &str) -> bool {
 
 fn names() -> String {
     SIMULATIONS.map(|(n, _, _)| n).join(" | ")
+}
+
+/// Explorations: the name people use, and the package.
+const MODELS: [(&str, &str); 1] = [("dlm", "quorate-dlm")];
+
+/// States that an exploration looks at, unless told otherwise.
+const STATES_DEFAULT: &str = "20000000";
+
+pub(crate) fn model(args: &[String]) -> Result<(), String> {
+    let wanted = "`model dlm [--states N]` is wanted";
+    let (name, states) = match args {
+        [name] => (name, STATES_DEFAULT),
+        [name, option, states] if option == "--states" => (name, states.as_str()),
+        _ => return Err(wanted.into()),
+    };
+    let (_, package) = MODELS.iter().find(|(n, _)| n == name).ok_or(wanted)?;
+    let mut command = cargo();
+    command.args(["test", "--release", "--package", package, "--test", "model"]);
+    command.args(["--no-default-features", "--features", "model", "--", "--nocapture", "--test-threads=1"]);
+    run(command.env("QUORATE_MODEL_STATES", states))
 }
 
 pub(crate) fn bench(args: &[String]) -> Result<(), String> {

@@ -93,7 +93,8 @@ impl History {
     pub fn request(&mut self, key: Key, name: &LockName, mode: Mode, uses_value: bool) {
         let now = self.tick();
         let pending = Some((now, mode, None));
-        let user = User { name: name.clone(), granted: None, usable: None, uses_value, pending, is_ending: false };
+        let user =
+            User { name: name.clone(), granted: None, usable: None, uses_value, pending, is_ending: false };
         self.users.insert(key, user);
     }
 
@@ -149,12 +150,13 @@ impl History {
         }
         let (name, counts) = (user.name.clone(), is_new && user.uses_value && !user.is_ending);
         if let Some((from, _, write)) = pending {
-            if let Some(operation) = write.and_then(|w| self.names.entry(name.clone()).or_default().operations.get_mut(w)) {
+            let operations = &mut self.names.entry(name.clone()).or_default().operations;
+            if let Some(operation) = write.and_then(|w| operations.get_mut(w)) {
                 (operation.to, operation.may_be_lost) = (now, false);
             }
             if let Some(number) = read {
                 let operation = Operation { from, to: now, action: Action::Read(number), may_be_lost: false };
-                self.names.entry(name.clone()).or_default().operations.push(operation);
+                operations.push(operation);
             }
         }
         if counts {
@@ -176,7 +178,8 @@ impl History {
             user.usable = user.granted;
         }
         let name = user.name.clone();
-        if let Some(operation) = write.and_then(|w| self.names.entry(name).or_default().operations.get_mut(w)) {
+        if let Some(operation) = write.and_then(|w| self.names.entry(name).or_default().operations.get_mut(w))
+        {
             // It was never carried out.
             operation.to = operation.from;
         }
@@ -239,7 +242,8 @@ impl History {
         for (other, theirs) in others {
             if self.broken.is_none() && theirs.usable.is_some_and(|m| !m.is_compatible(mode)) {
                 let (a, b) = ((key.0, mode), (other.0, theirs.usable));
-                self.broken = Some(format!("history: exclusion: {} is usable by {a:?} and by {b:?}", user.name));
+                self.broken =
+                    Some(format!("history: exclusion: {} is usable by {a:?} and by {b:?}", user.name));
                 break;
             }
         }
@@ -330,7 +334,6 @@ impl State {
                 out.push(at);
             }
         }
-        out.retain(|at| all.get(*at).is_some_and(|o| o.from < first_end || o.to <= first_end));
         out
     }
 
@@ -361,7 +364,8 @@ impl State {
         while let Some(operation) = all.get(self.base) {
             let is_out = operation.may_be_lost && operation.to < self.latest;
             // The rest may be left out as it is.
-            let only_lost = all.iter().enumerate().skip(self.base).all(|(i, o)| o.may_be_lost || self.done.contains(&i));
+            let only_lost =
+                all.iter().enumerate().skip(self.base).all(|(i, o)| o.may_be_lost || self.done.contains(&i));
             if only_lost {
                 self.base = all.len();
                 self.done.clear();

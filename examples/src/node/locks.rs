@@ -81,6 +81,9 @@ pub(crate) async fn answer(world: &World, query: LockQuery) -> Result<(u8, Strin
                 explain::dot(&waits, &decode)
             } else {
                 let mut out = explain::graph_lines(&waits, &decode);
+                if out.is_empty() {
+                    out.push("nothing waits for a lock".to_owned());
+                }
                 out.extend(silent(&report));
                 lines(out)
             };
@@ -102,7 +105,31 @@ fn silent(report: &ClusterReport) -> impl Iterator<Item = String> {
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<Value, String> {
-    serde_json::to_value(value).map_err(|e| e.to_string())
+    let mut value = serde_json::to_value(value).map_err(|e| e.to_string())?;
+    make_readable(&mut value);
+    Ok(value)
+}
+
+/// Names of resources are bytes; in JSON they are shown as `ls` shows them.
+fn make_readable(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(make_readable),
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let bytes = value.as_array().filter(|_| key == "name" || key == "resource").map(|items| {
+                    items
+                        .iter()
+                        .filter_map(|n| n.as_u64().and_then(|n| u8::try_from(n).ok()))
+                        .collect::<Vec<u8>>()
+                });
+                match bytes {
+                    Some(bytes) => *value = Value::String(bytes.escape_ascii().to_string()),
+                    None => make_readable(value),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Counters of each lockspace, node by node, since the node joined it.
@@ -177,4 +204,28 @@ pub(crate) fn expose(world: &World, out: &mut Exposition) {
     out.gauge("quorate_debts", help, &[("waits_for", "recovery")], open(|i| i.fenced && i.rebuilt));
     let programs = world.inspector.server.get().map_or(0, |s| s.processes().len());
     out.gauge("quorate_lock_programs", "Programs that lock through this node.", &[], programs as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_systems_lockspaces_are_said_in_words() {
+        let words = |space: &str, name: &str| decode(space, &LockName::new(name.as_bytes()).unwrap());
+        let glock = |kind: u32, number: u64| format!("{kind:8x}{number:16x}");
+        assert_eq!(words("gfs:data", &glock(2, 1_234)).as_deref(), Some("inode 1234 of data"));
+        assert_eq!(words("gfs:data", &glock(9, 2)).as_deref(), Some("journal 2 of data"));
+        assert_eq!(words("gfs:data", "other"), None);
+        assert_eq!(words("lvm", "V:vg0").as_deref(), Some("volume group vg0"));
+        assert_eq!(words("services", "service/web").as_deref(), Some("owner of service web"));
+        assert_eq!(words("user", "service/web"), None);
+    }
+
+    #[test]
+    fn names_are_text_in_json() {
+        let mut value = json!({ "name": [97, 34, 0], "x": [{ "resource": [98] }], "other": [1] });
+        make_readable(&mut value);
+        assert_eq!(value, json!({ "name": "a\\\"\\x00", "x": [{ "resource": "b" }], "other": [1] }));
+    }
 }

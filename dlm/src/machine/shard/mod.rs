@@ -133,7 +133,7 @@ pub(crate) struct ShardConfig {
 }
 
 /// The machine; see the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shard {
     config: ShardConfig,
     bug: Option<Bug>,
@@ -238,6 +238,26 @@ impl Shard {
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn now(&self) -> Instant {
         self.now
+    }
+
+    /// Writes everything that decides what it does next, in an order that depends on nothing else.
+    #[cfg(feature = "model")]
+    pub(crate) fn fingerprint(&self, out: &mut impl core::fmt::Write) {
+        // Writing into a hasher cannot fail.
+        let _ = write!(out, "{:?}{:?}{:?}{:?}", self.view, self.map, self.passable, self.buckets);
+        let masters: BTreeMap<_, _> = self.masters.iter().collect();
+        let names: BTreeMap<_, _> = self.names.iter().collect();
+        let ids = names.values().flat_map(|n| n.locks.iter().copied());
+        let locks: BTreeMap<LockId, _> = ids.filter_map(|id| Some((id, self.locks.find(&id.0)?))).collect();
+        let _ = write!(out, "{masters:?}{names:?}{locks:?}{:?}{:?}", self.parked, self.registered);
+        let _ = write!(out, "{:?}{:?}{:?}{:?}", self.relocks, self.is_ready, self.leaving, self.unused);
+        let _ = write!(out, "{:?}{:?}", self.owners, self.withdrawals);
+    }
+
+    /// The names it masters and that somebody has or wants.
+    #[cfg(feature = "model")]
+    pub(crate) fn mastered(&self) -> impl Iterator<Item = &LockName> {
+        self.masters.iter().filter(|(_, m)| !m.resource.is_unused()).map(|(name, _)| name)
     }
 
     /// The bucket map this shard works under.

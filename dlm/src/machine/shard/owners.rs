@@ -11,7 +11,7 @@ use quorate_membership::{Identity, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Owners and their locks in one shard.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Owners {
     /// By owner; 0 is nobody.
     locks: BTreeMap<u64, BTreeSet<LockId>>,

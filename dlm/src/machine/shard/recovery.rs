@@ -365,6 +365,10 @@ impl Shard {
             let asking = locks.iter_mut().filter(|(_, l)| !l.operations.is_empty());
             asking.for_each(|(_, l)| l.posix = false);
         }
+        if self.has_bug(Bug::LoseUnlockInRecovery) {
+            let is_unlock = |n: &Numbered| matches!(n.operation, crate::wire::Operation::Unlock { .. });
+            locks.iter_mut().for_each(|(_, l)| l.operations.retain(|n| !is_unlock(n)));
+        }
         if self.has_bug(Bug::TrustEveryCopy) {
             locks.iter_mut().for_each(|(_, l)| (l.value_clean, l.value_invalid) = (true, false));
         }

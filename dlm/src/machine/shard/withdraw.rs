@@ -11,7 +11,7 @@ use quorate_membership::Instant;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is to be withdrawn, and what is being.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Withdrawals {
     timers: BTreeSet<(Instant, LockId)>,
     /// Until when an operation may wait.

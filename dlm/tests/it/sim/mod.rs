@@ -7,7 +7,7 @@ mod run;
 pub(crate) mod world;
 
 use quorate_dlm::sim::Bug;
-use run::{Summary, run};
+use run::{Judge, Summary, run};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -32,7 +32,7 @@ fn seeds_hold_all_invariants() {
     let mut all = Summary::default();
     let range = seeds(0..200);
     for seed in range.clone() {
-        match catch_unwind(AssertUnwindSafe(|| run(seed, None))) {
+        match catch_unwind(AssertUnwindSafe(|| run(seed, None, Judge::All))) {
             Ok(summary) => {
                 all.grants += summary.grants;
                 all.crashes += summary.crashes;
@@ -41,6 +41,7 @@ fn seeds_hold_all_invariants() {
                 all.messages += summary.messages;
                 all.private += summary.private;
                 all.leaves += summary.leaves;
+                all.ordered += summary.ordered;
             }
             Err(panic) => {
                 panic!("replay: cargo xtask sim dlm --seed {seed}\n{}", message(&*panic));
@@ -49,18 +50,19 @@ fn seeds_hold_all_invariants() {
     }
     println!("{} seeds: {all:?}", range.end - range.start);
     if 50 <= range.end - range.start {
-        let did = [all.grants, all.crashes, all.held_grants, all.values, all.private, all.leaves];
+        let did =
+            [all.grants, all.crashes, all.held_grants, all.values, all.private, all.leaves, all.ordered];
         assert!(did.iter().all(|n| 10 < *n), "too little was done: {all:?}");
     }
 }
 
 /// Runs seeds with a deliberate mistake until a check sees it; the seed, and what it said.
-fn caught(bug: Bug, seeds: Range<u64>) -> Option<(u64, String)> {
+fn caught(bug: Bug, judge: Judge, word: &str, seeds: Range<u64>) -> Option<(u64, String)> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let found = seeds.into_iter().find_map(|seed| {
-        let result = catch_unwind(AssertUnwindSafe(|| run(seed, Some(bug))));
-        result.err().map(|panic| (seed, message(&*panic)))
+        let result = catch_unwind(AssertUnwindSafe(|| run(seed, Some(bug), judge)));
+        result.err().map(|panic| (seed, message(&*panic))).filter(|(_, text)| text.starts_with(word))
     });
     std::panic::set_hook(hook);
     found
@@ -80,10 +82,11 @@ fn every_deliberate_mistake_is_caught() {
         (Bug::LoseUnlock, ""),
         (Bug::StopEverything, "untouched: "),
         (Bug::NeverResend, "liveness: "),
+        (Bug::LoseUnlockInRecovery, "liveness: "),
     ];
     let mut missed = Vec::new();
     for (bug, word) in bugs {
-        match caught(bug, 0..1_000) {
+        match caught(bug, Judge::All, "", 0..1_000) {
             Some((seed, text)) => {
                 let first = text.lines().next().unwrap_or("");
                 println!("{bug:?}: seed {seed}: {}", first.chars().take(150).collect::<String>());
@@ -136,5 +139,24 @@ fn mistakes_of_the_deadlock_search_are_caught() {
         let (seed, text) = found.unwrap_or_else(|| panic!("not caught: {bug:?}"));
         println!("{bug:?}: seed {seed}: {}", text.chars().take(150).collect::<String>());
         assert!(text.starts_with(word), "{bug:?}: expected {word}, found {text}");
+    }
+}
+
+/// What users see is enough for these: with every invariant switched off, the recorded history shows the mistake.
+#[test]
+fn the_history_alone_shows_what_users_must_never_see() {
+    let bugs = [
+        (Bug::GrantBeforeFence, "history: exclusion: "),
+        (Bug::LoseRelock, "history: exclusion: "),
+        (Bug::TrustEveryCopy, "history: value: "),
+    ];
+    for (bug, word) in bugs {
+        let (seed, text) =
+            caught(bug, Judge::History, word, 0..1_000).unwrap_or_else(|| panic!("{bug:?} is not seen"));
+        println!(
+            "{bug:?}: seed {seed}: {}",
+            text.lines().next().unwrap_or("").chars().take(150).collect::<String>()
+        );
+        assert!(text.starts_with(word), "{bug:?}: {text}");
     }
 }

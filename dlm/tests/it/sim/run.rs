@@ -3,11 +3,12 @@
 use super::world::{Event, SPACE, Told, World, mount, space_id};
 use crate::invariants::{Checks, Watched};
 use quorate_dlm::sim::Bug;
+use quorate_dlm::sim::history::History;
 use quorate_dlm::{
     Completion, ConvertRequest, Flags, LockId, LockName, LockRequest, LockspaceOptions, Mode, UnlockRequest,
 };
 use quorate_membership::{Identity, Incarnation, Instant, NodeId, Rng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The size of value blocks: one number.
@@ -36,6 +37,8 @@ pub(crate) struct Summary {
     pub(crate) messages: u64,
     pub(crate) private: u64,
     pub(crate) leaves: u64,
+    /// Reads and writes of value blocks that the history puts in order.
+    pub(crate) ordered: u64,
 }
 
 struct Run {
@@ -45,6 +48,10 @@ struct Run {
     names: Vec<LockName>,
     locks: BTreeMap<(Identity, LockId), Lock>,
     checks: Checks,
+    history: History,
+    /// Lives that act, as far as the history knows.
+    acting: BTreeSet<Identity>,
+    judge: Judge,
     writes: u64,
     faulty: bool,
     summary: Summary,
@@ -62,11 +69,20 @@ fn private_name(who: Identity) -> LockName {
     LockName::new(format!("private {who}").as_bytes()).unwrap()
 }
 
+/// Who looks at a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judge {
+    /// The invariants after every step, and the history at the end.
+    All,
+    /// The history alone: what users can see.
+    History,
+}
+
 /// Runs one seed.
 ///
 /// # Panics
 /// If an invariant is broken; the message says which.
-pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Summary {
+pub(crate) fn run(seed: u64, bug: Option<Bug>, judge: Judge) -> Summary {
     let mut rng = Rng::new(seed);
     let nodes = 2 + rng.below(4) as u32;
     let holds = rng.chance_ppm(500_000);
@@ -81,6 +97,9 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Summary {
         names,
         locks: BTreeMap::new(),
         checks,
+        history: History::default(),
+        acting: BTreeSet::new(),
+        judge,
         writes: 0,
         faulty: true,
         summary: Summary::default(),
@@ -91,7 +110,11 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Summary {
     }
     run.faults();
     run.until(Instant(4_000_000_000));
+    if judge == Judge::History {
+        run.judge_history();
+    }
     run.heal();
+    run.judge_history();
     run.summary.messages = run.world.messages;
     run.summary
 }
@@ -137,12 +160,32 @@ impl Run {
     }
 
     fn check(&mut self) {
+        if self.judge == Judge::History {
+            return;
+        }
         let watched = Watched { world: &self.world };
         self.checks.check(&watched);
     }
 
+    fn judge_history(&mut self) {
+        match self.history.judge() {
+            Ok(found) => self.summary.ordered = found.reads + found.writes,
+            Err(text) => panic!("{text}"),
+        }
+    }
+
+    /// Lives whose time is over use nothing any more.
+    fn bury(&mut self) {
+        let gone: Vec<Identity> = self.acting.iter().filter(|w| !self.world.may_act(**w)).copied().collect();
+        for who in gone {
+            self.acting.remove(&who);
+            self.history.died(who);
+        }
+    }
+
     /// Takes what locks were told.
     fn listen(&mut self) {
+        self.bury();
         for (who, id, told) in std::mem::take(&mut self.world.told) {
             let Told::Done(completion) = told else { continue };
             let key = (who, id);
@@ -155,26 +198,36 @@ impl Run {
                 Completion::Granted(grant) => {
                     self.summary.grants += 1;
                     lock.granted = Some(grant.mode);
+                    let number =
+                        grant.value.as_ref().map(|v| u64::from_le_bytes(v.as_slice().try_into().unwrap()));
+                    self.history.granted(key, grant.mode, number.filter(|_| !grant.value_invalid));
                     if let Some(value) = &grant.value
                         && !grant.value_invalid
                     {
                         self.summary.values += 1;
                         let number = u64::from_le_bytes(value.as_slice().try_into().unwrap());
-                        self.checks.value.read(&lock.name, grant.token, number);
+                        if self.judge == Judge::All {
+                            self.checks.value.read(&lock.name, grant.token, number);
+                        }
                     }
                     let name = lock.name.clone();
+                    if self.judge == Judge::History {
+                        continue;
+                    }
                     self.checks.tokens.granted(&name, key, grant.mode, grant.token);
                     if self.checks.held.granted(&self.world, who, &name, grant.mode) {
                         self.summary.held_grants += 1;
                     }
                 }
                 Completion::Unlocked | Completion::Stopped => {
+                    self.history.unlocked(key);
                     self.locks.remove(&key);
                 }
                 _ if lock.granted.is_none() => {
+                    self.history.refused(key);
                     self.locks.remove(&key);
                 }
-                _ => {}
+                _ => self.history.refused(key),
             }
         }
     }
@@ -227,7 +280,9 @@ impl Run {
     fn give_up(&mut self, who: Identity) {
         let mine: Vec<LockId> = self.locks.keys().filter(|(w, _)| *w == who).map(|(_, id)| *id).collect();
         for id in mine {
-            let _ = self.world.unlock(who, id, UnlockRequest::default());
+            if self.world.unlock(who, id, UnlockRequest::default()).is_ok() {
+                self.history.unlock((who, id), None);
+            }
             self.listen();
         }
     }
@@ -283,11 +338,12 @@ impl Run {
         let mode = if lock.granted == Some(Mode::EX) { Mode::NL } else { Mode::EX };
         let request = ConvertRequest::new(mode);
         self.world.convert(who, key.1, request).unwrap();
+        self.history.convert(key, mode, false, None);
         if let Some(lock) = self.locks.get_mut(&key) {
             lock.is_pending = true;
         }
         self.listen();
-        if is_here {
+        if is_here && self.judge == Judge::All {
             self.summary.private += 1;
             self.checks.untouched(&name, self.locks.get(&key).is_some_and(|l| !l.is_pending));
         }
@@ -298,6 +354,8 @@ impl Run {
         if let Ok(id) = self.world.request(who, request) {
             let (is_keeper, is_private) = kind;
             let uses_value = flags.has(Flags::VALBLK);
+            self.acting.insert(who);
+            self.history.request((who, id), &name, mode, uses_value);
             let lock = Lock { name, granted: None, is_pending: true, uses_value, is_keeper, is_private };
             self.locks.insert((who, id), lock);
         }
@@ -333,7 +391,9 @@ impl Run {
                 let _ = self.world.cancel(who, id);
                 self.listen();
             } else if !lock.is_keeper && self.rng.chance_ppm(50_000) {
-                let _ = self.world.unlock(who, id, UnlockRequest::default());
+                if self.world.unlock(who, id, UnlockRequest::default()).is_ok() {
+                    self.history.unlock((who, id), None);
+                }
                 self.listen();
             }
             return;
@@ -352,7 +412,10 @@ impl Run {
             if value.is_none() && self.rng.chance_ppm(500_000) {
                 flags = flags | Flags::RELEASE;
             }
-            let _ = self.world.unlock(who, id, UnlockRequest { flags, value });
+            let written = value.as_ref().map(|_| self.writes);
+            if self.world.unlock(who, id, UnlockRequest { flags, value }).is_ok() {
+                self.history.unlock((who, id), written);
+            }
         } else {
             // Holders come down again, or nobody gets anywhere.
             let mode =
@@ -360,7 +423,10 @@ impl Run {
             if mode == granted {
                 return;
             }
-            let _ = self.world.convert(who, id, ConvertRequest::new(mode).flags(flags).value(value));
+            let written = value.as_ref().map(|_| self.writes);
+            if self.world.convert(who, id, ConvertRequest::new(mode).flags(flags).value(value)).is_ok() {
+                self.history.convert((who, id), mode, flags.has(Flags::VALBLK), written);
+            }
         }
         if let Some(lock) = self.locks.get_mut(&(who, id)) {
             lock.is_pending = true;
