@@ -248,7 +248,7 @@ impl World {
                         peer.ready = map;
                     }
                 }
-                Output::Blocking { .. } | Output::Orphaned { .. } | Output::Quiet => {}
+                Output::Blocking { .. } | Output::Orphaned { .. } | Output::Quiet | Output::Suspect => {}
             }
         }
     }

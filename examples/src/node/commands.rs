@@ -163,7 +163,9 @@ impl World {
             Command::ServiceEnable(name) => services::enable(self, &name).await.map(said),
             Command::ServiceDisable(name) => services::disable(self, &name).await.map(said),
             Command::ServiceRelocate { name, node } => services::relocate(self, &name, node).await.map(said),
-            Command::Why | Command::Fsck(_) | Command::Quorum(_) | Command::Locks(_) => Err("answered elsewhere".into()),
+            Command::Why | Command::Fsck(_) | Command::Quorum(_) | Command::Locks(_) => {
+                Err("answered elsewhere".into())
+            }
         }
     }
 

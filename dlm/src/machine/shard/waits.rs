@@ -9,7 +9,7 @@ use quorate_membership::Instant;
 use std::collections::BTreeSet;
 
 /// The resources mastered here that have waiters.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Waits {
     contended: BTreeSet<LockName>,
     /// When something changed at one of them that no search knows of yet.
