@@ -2,9 +2,11 @@
 
 mod child;
 mod echo;
+mod etcd;
 mod local;
 mod member;
 mod recovery;
+mod redis;
 mod remote;
 
 use crate::Options;

@@ -3,11 +3,13 @@
 use super::child::Process;
 use super::echo::round_trips;
 use super::member::NAMES;
+use super::{etcd, redis};
 use crate::Options;
 use crate::node::{self, TempDir};
 use crate::sample::Sample;
 use crate::table::{Bar, Better, Row, Table};
 use std::error::Error;
+use std::time::Duration;
 
 const ROUNDS: u32 = 20_000;
 /// Operations under way in the throughput rows.
@@ -104,21 +106,55 @@ fn round_trip(
 
 fn flight(options: &Options, table: &mut Table) -> Result<(), Box<dyn Error>> {
     let (mut queue, mut plain) = (Sample::default(), Sample::default());
+    let (mut beside_redis, mut beside_etcd) = (Sample::default(), Sample::default());
+    let (mut redis_rate, mut etcd_rate) = (Sample::default(), Sample::default());
+    let run = Duration::from_millis(RUN_MS);
     let mut pair = Pair::start(["-", "-"], "tcp")?;
     pair.user.ask(&format!("queue {FLIGHT} 300"))?;
+    let ours = |pair: &mut Pair, kind: &str| -> Result<f64, Box<dyn Error>> {
+        Ok(*pair.user.ask(&format!("{kind} {FLIGHT} {RUN_MS}"))?.first().ok_or("no figure")?)
+    };
     for _ in 0..options.runs {
-        queue.add(*pair.user.ask(&format!("queue {FLIGHT} {RUN_MS}"))?.first().ok_or("no figure")?);
-        plain.add(*pair.user.ask(&format!("plain {FLIGHT} {RUN_MS}"))?.first().ok_or("no figure")?);
+        queue.add(ours(&mut pair, "queue")?);
+        plain.add(ours(&mut pair, "plain")?);
     }
-    table.add(Row {
-        key: "flight",
-        what: format!("{FLIGHT} under way, one connection, completion queue, released without reply"),
-        unit: "pairs/s",
-        better: Better::More,
-        ours: queue,
-        peer: Some(("the plain interface: a callback and a message for each".into(), plain)),
-        bar: Bar::AtLeast(500_000.0),
-    });
+    let row = |what: String, ours, peer: Option<(&str, Sample)>, bar| {
+        let peer = peer.map(|(name, sample)| (name.to_owned(), sample));
+        Row { key: "flight", what, unit: "pairs/s", better: Better::More, ours, peer, bar }
+    };
+    let what = format!("{FLIGHT} under way, one connection, completion queue, released without reply");
+    let peer = Some(("the plain interface: a callback and a message for each", plain));
+    table.add(row(what, queue, peer, Bar::AtLeast(500_000.0)));
+    if let Some((_server, mut stream)) = redis::start()? {
+        for _ in 0..options.runs {
+            redis_rate.add(redis::rate(&mut stream, run)?);
+            beside_redis.add(ours(&mut pair, "queue")?);
+        }
+        let peer = Some(("Redis, one connection, as many under way; lost in a crash, no token", redis_rate));
+        table.add(row("the same beside Redis".into(), beside_redis, peer, Bar::Faster(2.0)));
+    } else {
+        table.skip("flight", "redis-server is not installed");
+    }
+    if let Some((_servers, mut client)) = etcd::start()? {
+        let mut best = (0.0, 0);
+        for flight in [16, 64, 256] {
+            let rate = client.rate(flight, run / 2)?;
+            if best.0 < rate {
+                best = (rate, flight);
+            }
+        }
+        for _ in 0..options.runs {
+            etcd_rate.add(client.rate(best.1, run)?);
+        }
+        for _ in 0..options.runs {
+            beside_etcd.add(ours(&mut pair, "queue")?);
+        }
+        let name = format!("etcd, 3 members on tmpfs, {} under way, its best; durable, with a token", best.1);
+        let peer = Some((name.as_str(), etcd_rate));
+        table.add(row("the same beside etcd".into(), beside_etcd, peer, Bar::Faster(100.0)));
+    } else {
+        table.skip("flight", "etcd is not installed");
+    }
     Ok(())
 }
 
