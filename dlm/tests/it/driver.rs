@@ -449,3 +449,55 @@ fn caches_of_three_nodes_count_together() {
         assert!(cluster.view().attachments.is_empty());
     });
 }
+
+#[test]
+fn a_deadlock_over_two_lockspaces_and_two_nodes_is_found_within_a_second() {
+    let cluster = Cluster::new(2);
+    test(&cluster, async {
+        let n = nodes(&cluster, 2, &LockspaceOptions::plain("one")).await;
+        let other = LockspaceOptions::plain("two");
+        let two = [n[0].dlm.join(&other).await.unwrap(), n[1].dlm.join(&other).await.unwrap()];
+        let ex = |text: &str| LockRequest::new(name(text), Mode::EX).owner(7);
+        n[0].space.request(ex("r"), n[0].told.clone()).unwrap();
+        two[1].request(ex("r"), n[1].told.clone()).unwrap();
+        let mut granted = [0, 0];
+        until(|| {
+            granted = [granted[0] + n[0].granted().len(), granted[1] + n[1].granted().len()];
+            granted == [1, 1]
+        })
+        .await;
+        let began = tokio::time::Instant::now();
+        // Each owner waits in the lockspace in which the other holds.
+        two[0].request(ex("r"), n[0].told.clone()).unwrap();
+        let victim = n[1].space.request(LockRequest { priority: -1, ..ex("r") }, n[1].told.clone()).unwrap();
+        let refused = || n[1].told.take().contains(&(victim, Told::Done(Completion::Deadlock)));
+        until(refused).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert!(!n[0].told.take().iter().any(|(_, t)| matches!(t, Told::Done(_))), "the other waits on");
+    });
+}
+
+#[test]
+fn timeouts_and_orphans_work_in_the_driver() {
+    let cluster = Cluster::new(2);
+    test(&cluster, async {
+        let n = nodes(&cluster, 2, &LockspaceOptions::plain("test")).await;
+        let request = LockRequest::new(name("r"), Mode::EX).owner(7).flags(Flags::PERSISTENT);
+        n[0].space.request(request.clone(), n[0].told.clone()).unwrap();
+        until(|| n[0].granted() == [Mode::EX]).await;
+        let limited =
+            LockRequest { timeout: Some(Duration::from_millis(50)), ..LockRequest::new(name("r"), Mode::PR) };
+        let late = n[1].space.request(limited, n[1].told.clone()).unwrap();
+        until(|| n[1].told.take().contains(&(late, Told::Done(Completion::TimedOut)))).await;
+        n[0].space.close_owner(7);
+        n[0].told.take();
+        let adopt = LockRequest::new(name("r"), Mode::EX).owner(8).flags(Flags::ORPHAN);
+        n[0].space.request(adopt.clone(), n[0].told.clone()).unwrap();
+        assert_eq!(n[0].granted(), [Mode::EX]);
+        assert_eq!(n[0].space.request(adopt, n[0].told.clone()), Err(LockError::NotFound));
+        // Not persistent any more: it ends with its owner.
+        n[0].space.close_owner(8);
+        n[1].request(&name("r"), Mode::PR, Flags::NOQUEUE);
+        until(|| n[1].granted() == [Mode::PR]).await;
+    });
+}

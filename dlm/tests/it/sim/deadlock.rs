@@ -24,6 +24,8 @@ const END: Instant = Instant(40_000_000_000);
 
 /// A wait: which lock, and how often it waited before.
 type Waiting = (Identity, LockId, u64);
+/// Which process waits, with which wait, for which.
+type Edges = BTreeMap<(Identity, u64), Vec<(Waiting, (Identity, u64))>>;
 
 #[derive(Debug, Default)]
 struct Process {
@@ -266,7 +268,7 @@ impl Run {
 
     /// Every real cycle there is now.
     fn look(&mut self) {
-        let mut edges: BTreeMap<(Identity, u64), Vec<(Waiting, (Identity, u64))>> = BTreeMap::new();
+        let mut edges = Edges::new();
         for (who, node) in &self.world.nodes {
             if !self.world.is_attached(*who) || !self.world.tip().contains(*who) {
                 continue;
@@ -318,11 +320,7 @@ impl Run {
         }
     }
 
-    fn edges_of(
-        &self,
-        resource: &ResourceDump,
-        edges: &mut BTreeMap<(Identity, u64), Vec<(Waiting, (Identity, u64))>>,
-    ) {
+    fn edges_of(&self, resource: &ResourceDump, edges: &mut Edges) {
         let user = |l: &LockDump| (l.node, l.owner);
         let queues = [(&resource.converting, true), (&resource.waiting, false)];
         for (queue, is_conversion) in queues {
