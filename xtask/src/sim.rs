@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Simulations: the name people use, the package, the test in it.
-pub(crate) const SIMULATIONS: [(&str, &str, &str); 7] = [
+pub(crate) const SIMULATIONS: [(&str, &str, &str); 8] = [
     ("membership", "quorate-membership", "sim"),
+    ("sessions", "quorate-membership", "session::"),
     ("dlm", "quorate-dlm", "sim"),
     ("fencing", "quorate-fencing", "sim"),
     ("ccs", "quorate-ccs", "sim"),
@@ -144,8 +145,11 @@ pub(crate) fn built(
 /// Whether the crate has its simulation in the tree.
 pub(crate) fn exists(name: &str) -> bool {
     // The whole stack is simulated where everything it is made of is below.
-    let (folder, files) =
-        if name == "stack" { ("failover", &["stack"][..]) } else { (name, &["sim", "simulation"][..]) };
+    let (folder, files) = match name {
+        "stack" => ("failover", &["stack"][..]),
+        "sessions" => ("membership", &["session"][..]),
+        _ => (name, &["sim", "simulation"][..]),
+    };
     let tests = root().join(folder).join("tests/it");
     files.iter().any(|f| tests.join(format!("{f}.rs")).is_file() || tests.join(f).join("mod.rs").is_file())
 }

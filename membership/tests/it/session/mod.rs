@@ -27,7 +27,7 @@ fn no_message_is_lost_doubled_or_reordered() {
         match catch_unwind(AssertUnwindSafe(|| sim::run(seed, None))) {
             Ok(work) => total.add(&work),
             Err(panic) => {
-                eprintln!("replay: cargo xtask sim membership --seed {seed}");
+                eprintln!("replay: cargo xtask sim sessions --seed {seed}");
                 std::panic::resume_unwind(panic);
             }
         }
