@@ -59,28 +59,6 @@ impl ServiceId {
     pub const FAILOVER: Self = Self(4);
     /// The node program's own messages.
     pub const NODE: Self = Self(5);
-    /// Process groups.
-    pub const GROUPS: Self = Self(6);
-
-    /// Which connections carry it. Credit, order and backlog of the two classes have nothing to do with each other.
-    #[must_use]
-    pub fn class(self) -> ServiceClass {
-        match self {
-            Self::CCS => ServiceClass::Bulk,
-            Self(128..) => ServiceClass::Bulk,
-            Self(_) => ServiceClass::Prompt,
-        }
-    }
-}
-
-/// How much a service's messages mind waiting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ServiceClass {
-    /// Small messages that somebody waits for: locks, fencing, services, groups. Ids below 128, `CCS` apart.
-    Prompt,
-    /// Large messages, or many at once. They have connections of their own, so nothing of the other class waits behind
-    /// them. Ids from 128 on, and `CCS`, whose documents may have a mebibyte.
-    Bulk,
 }
 
 /// Reliable messages between lives of nodes (R2): exactly once, in order per peer and service, across reconnects and

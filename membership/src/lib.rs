@@ -28,7 +28,7 @@ pub use evidence::{
 };
 pub use explain::Explanation;
 pub use face::{
-    BoxFuture, Membership, Runtime, SendError, ServiceClass, ServiceId, SessionHandler, Sessions,
+    BoxFuture, Membership, Runtime, SendError, ServiceId, SessionHandler, Sessions,
     ViewListener,
 };
 pub use ids::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId, UuidError};
