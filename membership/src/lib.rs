@@ -28,8 +28,7 @@ pub use evidence::{
 };
 pub use explain::Explanation;
 pub use face::{
-    BoxFuture, Membership, Runtime, SendError, ServiceId, SessionHandler, Sessions,
-    ViewListener,
+    BoxFuture, Membership, Runtime, SendError, ServiceId, SessionHandler, Sessions, ViewListener,
 };
 pub use ids::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId, UuidError};
 pub use lease::Lease;

@@ -16,7 +16,8 @@ impl Invariant for Debts {
     fn check(&mut self, _: &Cluster, history: &History, _: &[Happening]) -> Result<(), String> {
         while let (before, Some(after)) = (history.views.get(&self.0), history.views.get(&self.0.next())) {
             if let Some(before) = before {
-                compare(before, after).map_err(|e| format!("record {}: {e}", after.epoch))?;
+                compare(before, after)
+                    .map_err(|e| format!("record {}, made for {:?}: {e}", after.epoch, after.cause))?;
             }
             self.0 = self.0.next();
         }
@@ -29,9 +30,16 @@ fn item<'a>(view: &'a View, who: Identity, resource: &ResourceId) -> Option<&'a 
 }
 
 fn compare(before: &View, after: &View) -> Result<(), String> {
+    // A forced record contains what its node had accepted for that epoch, since that may have been decided: at most one
+    // request to detach, of an owner that may be removed by the same record.
+    let mut folded = matches!(after.cause, Cause::Forced { .. });
     for a in &before.attachments {
         let stays = after.attachments.contains(a);
         let asked = matches!(after.cause, Cause::Request { by, .. } if by == a.owner);
+        if folded && !stays && item(after, a.owner, &a.resource).is_none() {
+            folded = false;
+            continue;
+        }
         if after.contains(a.owner) {
             if !stays && !asked {
                 return Err(format!("{} lost {} without asking", a.owner, a.resource));
