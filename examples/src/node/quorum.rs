@@ -206,17 +206,19 @@ impl World {
         std::fs::rename(&now, &former).map_err(file)?;
         std::fs::rename(&next, &now).map_err(file)?;
         let mut tries = 0;
-        while new.key != old.key {
-            let view = self.node.view();
-            let entry = view.roster.get(&me).ok_or("this node is not in the roster any more")?;
-            let entry = RosterEntry { key: new.key, ..entry.clone() };
-            match decide(Change::SetRoster(BTreeMap::from([(me, entry)]))).await {
-                Ok(_) => break,
-                Err(error) if TRIES <= tries => return Err(error),
-                // Connections under the former key are being replaced.
-                Err(_) => tries += 1,
+        if new.key != old.key {
+            loop {
+                let view = self.node.view();
+                let entry = view.roster.get(&me).ok_or("this node is not in the roster any more")?;
+                let entry = RosterEntry { key: new.key, ..entry.clone() };
+                match decide(Change::SetRoster(BTreeMap::from([(me, entry)]))).await {
+                    Ok(_) => break,
+                    Err(error) if TRIES <= tries => return Err(error),
+                    // Connections under the former key are being replaced.
+                    Err(_) => tries += 1,
+                }
+                tokio::time::sleep(AGAIN).await;
             }
-            tokio::time::sleep(AGAIN).await;
         }
         let days = fresh.expires_in().as_secs() / 86_400;
         said(format!(

@@ -13,8 +13,11 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
+/// What a step of a peer came to.
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
 /// Three members and a connection to the first; `None` if etcd is not installed.
-pub(crate) fn start() -> Result<Option<(Vec<Server>, Client)>, Box<dyn Error>> {
+pub(crate) fn start() -> Outcome<Option<(Vec<Server>, Client)>> {
     let mut ports = Vec::new();
     for _ in 0..3 {
         ports.push((free_port()?, free_port()?));
@@ -152,7 +155,7 @@ impl Client {
         }
     }
 
-    fn next_done(&mut self) -> Result<Option<(u32, Vec<u8>)>, Box<dyn Error>> {
+    fn next_done(&mut self) -> Outcome<Option<(u32, Vec<u8>)>> {
         loop {
             let Some(header) = self.bytes.first_chunk::<9>().copied() else { return Ok(None) };
             let [a, b, c, kind, flags, stream @ ..] = header;

@@ -67,7 +67,9 @@ fn at_once<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// A node alone in its cluster, and its lockspace.
-fn alone() -> Result<(tokio::runtime::Runtime, TempDir, BenchNode, Arc<dyn Lockspace>), Box<dyn Error>> {
+type Alone = (tokio::runtime::Runtime, TempDir, BenchNode, Arc<dyn Lockspace>);
+
+fn alone() -> Result<Alone, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let dir = TempDir::new()?;
     node::create(dir.path(), 1)?;
