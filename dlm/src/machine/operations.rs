@@ -132,16 +132,18 @@ impl Resource {
 
     /// Whether `lock`, which must queue for a conversion, and a conversion that waits already wait for each other.
     /// The later one is the victim.
+    ///
+    /// It always takes that I keep the other one waiting with what I have: a conversion from NL is in nobody's way and
+    /// may queue behind any other.
     fn is_conversion_deadlock(&self, lock: &Lock, pending: &Pending) -> bool {
         self.converting.iter().any(|other| {
-            let blocks_me = other.conflicts(pending.mode, pending.range);
-            // Ahead of me it keeps its mode until granted, and the order keeps me behind it. Behind me (HEADQUE) it is
-            // a deadlock only if I block it too. So it is with parts of a resource, where it may be granted past me.
+            let i_block = other.pending.as_ref().is_some_and(|p| lock.conflicts(p.mode, other.wanted()));
+            // Behind another I wait for it by the order alone. Ahead of it (HEADQUE), or where parts of the resource let
+            // me be granted past it, only if what it has is in my way.
             let whole =
                 [lock.range, pending.range, other.range, other.wanted()].iter().all(|r| *r == Range::ALL);
-            let ahead = whole && !pending.flags.has(Flags::HEADQUE);
-            let i_block = other.pending.as_ref().is_some_and(|p| lock.conflicts(p.mode, other.range));
-            blocks_me && (ahead || i_block)
+            let behind = whole && !pending.flags.has(Flags::HEADQUE);
+            i_block && (behind || other.conflicts(pending.mode, pending.range))
         })
     }
 
