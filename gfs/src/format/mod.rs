@@ -35,7 +35,7 @@ pub use log::{
 pub use meta::{Inum, MAGIC, META_HEADER_BYTES, MetaHeader, MetaType, has_magic};
 pub use quota::{
     INUM_RANGE_BYTES, InumRange, QUOTA_BYTES, QUOTA_CHANGE_BYTES, QuotaChange, QuotaId, QuotaRecord,
-    STATFS_BYTES, StatfsChange,
+    STATFS_BYTES, STATFS_COUNTED_MAX, StatfsChange, StatfsCounted,
 };
 pub use rgrp::{RGRP_HEADER_BYTES, RINDEX_BYTES, RgrpFlags, RgrpHeader, RindexEntry};
 pub use superblock::{

@@ -5,6 +5,7 @@
 //! | 0 | total blocks | 0 | limit | 0 | change (8) |
 //! | 8 | free blocks | 8 | warning | 8 | 1 user, 0 group (4) |
 //! | 16 | dinodes | 16 | value | 12 | id (4) |
+//! | 24 + 16n | jid (4), fingerprint (4), sequence (8) of the n-th counted head; the filesystem's statfs only, ours | | | | |
 
 use super::FormatError;
 use super::bytes::{head, i64_at, put_i64, put_u32, put_u64, u32_at, u64_at};
@@ -64,6 +65,54 @@ impl StatfsChange {
             free: self.free.wrapping_add(other.free),
             dinodes: self.dinodes.wrapping_add(other.dinodes),
         }
+    }
+}
+
+/// How many counted heads there is room for behind the filesystem's numbers.
+pub const STATFS_COUNTED_MAX: usize = 16;
+const STATFS_COUNTED_BYTES: usize = 16;
+// Numbers and marks stand in one sector, also with the smallest blocks: a crash keeps both or neither.
+const _: () = assert!(
+    super::DINODE_BYTES + STATFS_BYTES + STATFS_COUNTED_MAX * STATFS_COUNTED_BYTES <= 512,
+    "the counted heads are in the sector of the numbers they were counted into"
+);
+
+/// Says that the pending change in this head of a journal is in the filesystem's numbers.
+///
+/// It stands behind the end of the statfs file, in the unused rest of its block, where GFS2 itself looks for nothing: who
+/// replays a journal again after a crash in the middle of it must not add the change again (docs/deviations.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatfsCounted {
+    /// Whose journal.
+    pub jid: u32,
+    /// Of the head: [`LogHeader::fingerprint`](super::LogHeader::fingerprint), never 0.
+    pub fingerprint: u32,
+    /// Of the head.
+    pub sequence: u64,
+}
+
+impl StatfsCounted {
+    fn at(&self) -> usize {
+        STATFS_BYTES + self.jid as usize % STATFS_COUNTED_MAX * STATFS_COUNTED_BYTES
+    }
+
+    /// Whether it stands in the contents of the statfs file's block.
+    #[must_use]
+    pub fn is_in(&self, bytes: &[u8]) -> bool {
+        let at = self.at();
+        let Some(bytes) = bytes.get(at..at + STATFS_COUNTED_BYTES) else { return false };
+        *self == Self { jid: u32_at(bytes, 0), fingerprint: u32_at(bytes, 4), sequence: u64_at(bytes, 8) }
+    }
+
+    /// Writes it there, over that of an older head.
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn encode(&self, bytes: &mut [u8]) {
+        let at = self.at();
+        put_u32(bytes, at, self.jid);
+        put_u32(bytes, at + 4, self.fingerprint);
+        put_u64(bytes, at + 8, self.sequence);
     }
 }
 
@@ -193,6 +242,20 @@ mod tests {
         statfs.encode(&mut bytes);
         assert_eq!(StatfsChange::decode(&bytes), Ok(statfs));
         assert_eq!(statfs.plus(&statfs).free, -4);
+
+        let mark = StatfsCounted { jid: 21, fingerprint: 7, sequence: 9 };
+        let mut bytes = [0; 512 - 232];
+        assert!(!mark.is_in(&bytes));
+        mark.encode(&mut bytes);
+        assert!(mark.is_in(&bytes) && !mark.is_in(&bytes[..100]));
+        assert_eq!(bytes[24 + 5 * 16..][..16], [0, 0, 0, 21, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 9]);
+        for other in [
+            StatfsCounted { jid: 5, ..mark },
+            StatfsCounted { fingerprint: 8, ..mark },
+            StatfsCounted { sequence: 8, ..mark },
+        ] {
+            assert!(!other.is_in(&bytes));
+        }
 
         let record = QuotaRecord { limit: 4, warn: 5, value: -6 };
         let mut bytes = [0; QUOTA_BYTES];

@@ -294,8 +294,8 @@ impl Bare {
             }
             let jinode = plan.jinodes[own as usize];
             held.push(reader.lock(Glock::inode(jinode), CacheMode::Shared).await?);
-            let file = reader.journal_file(jinode).await?;
-            let head = reader.find_head(&file).await?;
+            let file = reader.journal_file(own, jinode).await?;
+            let (head, ring) = (file.head().await?, file.ring());
             if !head.flags.is_clean() {
                 return Err(MountError::JournalBusy(own));
             }
@@ -305,10 +305,9 @@ impl Bare {
             let statfs_block = reader.dinode_block(statfs_addr).await?;
             let local = StatfsChange::decode(&statfs_block[DINODE_BYTES..])?;
             plan.statfs_local = [local.total, local.free, local.dinodes];
-            let start = (head.index + 1) % file.ring.len() as u32;
+            let start = (head.index + 1) % ring.len() as u32;
             plan.ring = Some(Ring { head: start, tail: start, sequence: head.sequence + 1 });
-            plan.journal =
-                Some(Journal { jid: own, jinode, statfs_addr, quota_addr, statfs_block, ring: file.ring });
+            plan.journal = Some(Journal { jid: own, jinode, statfs_addr, quota_addr, statfs_block, ring });
         }
         let inner = self.inner(plan, system);
         *inner.held.lock().unwrap_or_else(PoisonError::into_inner) = held;

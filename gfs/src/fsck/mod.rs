@@ -11,7 +11,7 @@ mod system;
 
 pub use problem::Problem;
 
-use crate::format::{BlockNo, Inum, StatfsChange};
+use crate::format::{BlockNo, Inum, LogHeader, StatfsChange};
 use crate::reader::{ReadError, Reader};
 use quorate_gnbd::BlockDevice;
 use space::Space;
@@ -58,7 +58,7 @@ pub async fn fsck<D: BlockDevice>(device: D) -> Result<FsckReport, ReadError> {
         report: FsckReport::default(),
         space: Space::default(),
         inodes: BTreeMap::new(),
-        local: StatfsChange::default(),
+        dirty: Vec::new(),
     };
     check.run().await?;
     Ok(check.report)
@@ -85,8 +85,8 @@ struct Check<D> {
     report: FsckReport,
     space: Space,
     inodes: BTreeMap<BlockNo, Known>,
-    /// Pending changes of statfs in journals that were not closed.
-    local: StatfsChange,
+    /// Journals that were not closed, with their heads: there are pending changes of statfs in these.
+    dirty: Vec<(u32, LogHeader)>,
 }
 
 impl<D: BlockDevice> Check<D> {

@@ -5,7 +5,7 @@ use crate::format::{
     BlockNo, DinodeFlags, INUM_RANGE_BYTES, MetaHeader, MetaType, STATFS_BYTES, StatfsChange,
 };
 use crate::reader::{Inode, ReadError};
-use crate::replay::{Journal, ReplayError, find_head, plan, statfs_of};
+use crate::replay::{Journal, ReplayError, find_head, pending_statfs, plan, statfs_of};
 use quorate_gnbd::BlockDevice;
 
 impl<D: BlockDevice> Check<D> {
@@ -35,7 +35,7 @@ impl<D: BlockDevice> Check<D> {
             match plan(&self.reader, journal, &head).await {
                 Ok(plan) => {
                     self.problem(Problem::DirtyJournal { jid: journal.jid(), blocks: plan.copies.len() });
-                    self.local = self.local.plus(&head.v2.map(|v2| v2.local).unwrap_or_default());
+                    self.dirty.push((journal.jid(), head));
                     overlays.push(plan.copies);
                 }
                 Err(error) => self.journal_fault(error)?,
@@ -62,7 +62,9 @@ impl<D: BlockDevice> Check<D> {
         if let Some(statfs) = self.system_file(&master, "statfs", STATFS_BYTES as u64).await?
             && let Some(stored) = self.statfs(&statfs)?
         {
-            let (stored, counted) = (stored.plus(&self.local), self.report.statfs);
+            let pending = self.dirty.iter().map(|(jid, head)| pending_statfs(head, *jid, &statfs));
+            let stored = pending.fold(stored, |sum, change| sum.plus(&change));
+            let counted = self.report.statfs;
             if stored != counted {
                 self.problem(Problem::Statfs { stored, counted });
             }

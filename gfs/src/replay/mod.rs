@@ -14,8 +14,8 @@ mod recover;
 pub use head::find_head;
 pub use journal::Journal;
 pub use plan::{ReplayPlan, plan};
-pub(crate) use recover::statfs_of;
 pub use recover::{Recovered, add_statfs, apply, recover, write_clean_header};
+pub(crate) use recover::{pending_statfs, statfs_of};
 
 use crate::FsError;
 use crate::format::BlockNo;

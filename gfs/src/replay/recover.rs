@@ -2,9 +2,11 @@
 
 use super::{Journal, ReplayError, ReplayPlan, find_head, plan};
 use crate::format::{
-    BlockNo, DINODE_BYTES, LogFlags, LogHeader, LogHeaderV2, MAGIC, STATFS_BYTES, StatfsChange, Timestamp,
+    BlockNo, DINODE_BYTES, LogFlags, LogHeader, LogHeaderV2, MAGIC, STATFS_BYTES, StatfsChange,
+    StatfsCounted, Timestamp,
 };
-use crate::reader::{Inode, ReadError, Reader};
+use crate::reader::{Inode, JournalCopy, ReadError, Reader};
+use futures_util::future::try_join_all;
 use quorate_gnbd::{BlockDevice, Buf, WriteFlags};
 
 /// What a recovery found and did.
@@ -25,7 +27,7 @@ pub struct Recovered {
 }
 
 /// Recovers a journal in place: replays it, adds its node's pending statfs, writes a clean header. Does nothing to a
-/// clean one. Done twice it does no harm, but an interruption between the last two steps may count statfs twice.
+/// clean one. It may be interrupted anywhere and done again, by anybody.
 ///
 /// # Errors
 /// The device fails or the journal is broken; it is not clean then, and may be recovered again.
@@ -60,20 +62,19 @@ pub async fn recover<D: BlockDevice>(
 /// # Errors
 /// The device fails.
 pub async fn apply<D: BlockDevice>(reader: &Reader<D>, plan: &ReplayPlan) -> Result<(), ReplayError> {
-    for (block, copy) in &plan.copies {
-        let mut bytes = reader.raw(copy.at, 1).await?;
-        if copy.escaped {
-            bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
-        }
-        write(reader, *block, bytes, WriteFlags::default()).await?;
+    let copies: Vec<(BlockNo, JournalCopy)> =
+        plan.copies.iter().map(|(block, copy)| (*block, *copy)).collect();
+    for some in copies.chunks(APPLY_AT_ONCE) {
+        try_join_all(some.iter().map(|(block, copy)| put_copy(reader, *block, *copy))).await?;
     }
     reader.device().flush().await?;
     reader.forget();
     Ok(())
 }
 
-/// Adds the local numbers of the head to the filesystem's, and clears the node's file of them. The caller holds the
-/// locks of both files, where others may be mounted. Says what was added.
+/// Adds the local numbers of the head to the filesystem's, unless a replay that was interrupted has already done so, and
+/// clears the node's file of them. The caller holds the locks of both files, where others may be mounted. Says what was
+/// added.
 ///
 /// # Errors
 /// The device fails, or a system file is broken.
@@ -82,21 +83,41 @@ pub async fn add_statfs<D: BlockDevice>(
     journal: &Journal,
     head: &LogHeader,
 ) -> Result<StatfsChange, ReplayError> {
-    let local = head.v2.map(|v2| v2.local).unwrap_or_default();
+    reader.forget();
+    let mut added = StatfsChange::default();
     let master = reader.inode(reader.superblock().master.addr).await?;
-    if !local.is_zero() {
-        let statfs = reader.system(&master, "statfs").await?;
-        let total = statfs_of(&statfs)?.plus(&local);
-        put_statfs(reader, &statfs, &total).await?;
+    let statfs = reader.system(&master, "statfs").await?;
+    let pending = pending_statfs(head, journal.jid(), &statfs);
+    if !pending.is_zero() {
+        let mut bytes = Buf::copy_of(&statfs.block);
+        let numbers = &mut bytes[DINODE_BYTES..];
+        statfs_of(&statfs)?.plus(&pending).encode(numbers);
+        counted(head, journal.jid()).encode(numbers);
+        write(reader, statfs.addr(), bytes, WriteFlags::default()).await?;
+        added = pending;
     }
     let per_node = reader.system(&master, "per_node").await?;
     let change = reader.system(&per_node, &format!("statfs_change{}", journal.jid())).await?;
     if !statfs_of(&change)?.is_zero() {
-        put_statfs(reader, &change, &StatfsChange::default()).await?;
+        let mut bytes = Buf::copy_of(&change.block);
+        StatfsChange::default().encode(&mut bytes[DINODE_BYTES..]);
+        write(reader, change.addr(), bytes, WriteFlags::default()).await?;
     }
     reader.device().flush().await?;
     reader.forget();
-    Ok(local)
+    Ok(added)
+}
+
+/// What is not yet in the filesystem's numbers of the changes of a journal's node.
+pub(crate) fn pending_statfs(head: &LogHeader, jid: u32, statfs: &Inode) -> StatfsChange {
+    match head.v2 {
+        Some(v2) if !head.flags.is_clean() && !counted(head, jid).is_in(statfs.payload()) => v2.local,
+        _ => StatfsChange::default(),
+    }
+}
+
+fn counted(head: &LogHeader, jid: u32) -> StatfsCounted {
+    StatfsCounted { jid, fingerprint: head.fingerprint(), sequence: head.sequence }
 }
 
 /// The three numbers in a statfs file, which is always stuffed.
@@ -106,16 +127,6 @@ pub(crate) fn statfs_of(inode: &Inode) -> Result<StatfsChange, ReadError> {
         return Err(wrong);
     }
     StatfsChange::decode(inode.payload()).map_err(|_| wrong)
-}
-
-async fn put_statfs<D: BlockDevice>(
-    reader: &Reader<D>,
-    inode: &Inode,
-    value: &StatfsChange,
-) -> Result<(), ReplayError> {
-    let mut bytes = Buf::copy_of(&inode.block);
-    value.encode(&mut bytes[DINODE_BYTES..]);
-    write(reader, inode.addr(), bytes, WriteFlags::default()).await
 }
 
 /// Writes the header that makes the journal clean, right behind its head, and makes it durable. Says what it wrote.
@@ -144,6 +155,21 @@ pub async fn write_clean_header<D: BlockDevice>(
     write(reader, addr, bytes, WriteFlags { fua: true }).await?;
     reader.device().flush().await?;
     Ok(header)
+}
+
+/// So many copies are under way to their places at a time.
+const APPLY_AT_ONCE: usize = 256;
+
+async fn put_copy<D: BlockDevice>(
+    reader: &Reader<D>,
+    block: BlockNo,
+    copy: JournalCopy,
+) -> Result<(), ReplayError> {
+    let mut bytes = reader.raw(copy.at, 1).await?;
+    if copy.escaped {
+        bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
+    }
+    write(reader, block, bytes, WriteFlags::default()).await
 }
 
 async fn write<D: BlockDevice>(

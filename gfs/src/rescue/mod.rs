@@ -11,7 +11,7 @@ use crate::FsError;
 use crate::face::{Attr, Ino, Timestamp};
 use crate::format::{BlockNo, LogHeader, StatfsChange};
 use crate::reader::{Inode, Reader};
-use crate::replay::{Journal, ReplayError, find_head, plan, statfs_of};
+use crate::replay::{Journal, ReplayError, find_head, pending_statfs, plan, statfs_of};
 use quorate_gnbd::Device;
 
 /// How to open an image.
@@ -53,7 +53,6 @@ impl RescueFs {
     pub async fn open(device: Device, options: RescueOptions) -> Result<Self, ReplayError> {
         let mut reader = Reader::open(device).await?;
         let mut journals = Vec::new();
-        let mut local = StatfsChange::default();
         let mut overlays = Vec::new();
         for journal in Journal::all(&reader).await? {
             let jid = journal.jid();
@@ -65,9 +64,6 @@ impl RescueFs {
                         blocks: plan.copies.len(),
                         error: None,
                     });
-                    if let Some(v2) = head.v2.filter(|_| !head.flags.is_clean()) {
-                        local = local.plus(&v2.local);
-                    }
                     overlays.push(plan.copies);
                 }
                 Err(error) if options.skip_broken_journals => {
@@ -81,7 +77,13 @@ impl RescueFs {
             reader.lay_over(copies);
         }
         let master = reader.inode(reader.superblock().master.addr).await?;
-        let statfs = statfs_of(&reader.system(&master, "statfs").await?)?.plus(&local);
+        let file = reader.system(&master, "statfs").await?;
+        let mut statfs = statfs_of(&file)?;
+        for journal in &journals {
+            if let Some(head) = &journal.head {
+                statfs = statfs.plus(&pending_statfs(head, journal.jid, &file));
+            }
+        }
         Ok(Self { reader, journals, statfs })
     }
 

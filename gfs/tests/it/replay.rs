@@ -8,8 +8,11 @@ use quorate_gfs::format::{
 use quorate_gfs::mkfs::{MkfsOptions, mkfs};
 use quorate_gfs::reader::Reader;
 use quorate_gfs::replay::{Journal, ReplayError, find_head, plan, recover};
-use quorate_gnbd::{BlockDevice, Buf, MemoryDevice, WriteFlags};
+use quorate_gfs::rescue::{RescueFs, RescueOptions};
+use quorate_gnbd::{BlockDevice, Buf, Device, Geometry, IoError, MemoryDevice, WriteFlags, ZeroFlags};
 use quorate_membership::Rng;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const MIB: u64 = 1 << 20;
 const NOW: Timestamp = Timestamp { sec: 5, nsec: 6 };
@@ -171,6 +174,79 @@ fn the_newest_copy_that_is_not_revoked_is_written_wherever_the_ring_begins() {
         assert_eq!(again.written, 0);
         assert_eq!(statfs(&device), free_before.plus(&change));
     }
+}
+
+/// A device that takes so many writes and then no more.
+#[derive(Clone)]
+struct Stops {
+    device: Arc<MemoryDevice>,
+    left: Arc<AtomicU32>,
+}
+
+impl BlockDevice for Stops {
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+    async fn read(&self, offset: u64, buf: Buf) -> Result<Buf, IoError> {
+        self.device.read(offset, buf).await
+    }
+    async fn write(&self, offset: u64, buf: Buf, flags: WriteFlags) -> Result<Buf, IoError> {
+        let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.map_err(|_| IoError::Fenced { detail: "test".into() })?;
+        self.device.write(offset, buf, flags).await
+    }
+    async fn flush(&self) -> Result<(), IoError> {
+        self.device.flush().await
+    }
+    async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.device.discard(offset, len).await
+    }
+    async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), IoError> {
+        self.device.write_zeroes(offset, len, flags).await
+    }
+}
+
+#[test]
+fn a_replay_that_crashes_at_any_write_is_done_again_and_counts_statfs_once() {
+    let device = fresh(3);
+    let free_before = statfs(&device);
+    let mut log = Log::new(&device);
+    workload(&mut log);
+    let change = StatfsChange { total: 0, free: -5, dinodes: 2 };
+    let dirty = device.bytes();
+    let (mut rng, mut counted_early, mut writes) = (Rng::new(11), 0, 0);
+    'writes: for left in 0.. {
+        // The same crash with other unflushed sectors, and a second replay that crashes too.
+        for again in 0..12 {
+            let mut image = dirty.clone();
+            for left in [left, rng.below(u64::from(left) + 1) as u32].into_iter().take(1 + again % 2) {
+                let device = Stops {
+                    device: MemoryDevice::from_bytes(image).into(),
+                    left: AtomicU32::new(left).into(),
+                };
+                let reader = block_on(Reader::open(device.clone())).unwrap();
+                let done = block_on(recover(&reader, &log.journal, NOW));
+                if done.is_ok() && again == 0 {
+                    writes = left;
+                    break 'writes;
+                }
+                image = device.device.crashed(if again < 2 { None } else { Some(&mut rng) });
+            }
+            let device = MemoryDevice::from_bytes(image);
+            counted_early += u32::from(statfs(&device) != free_before);
+            let rescued = RescueFs::open(
+                Device::new(MemoryDevice::from_bytes(device.bytes())),
+                RescueOptions::default(),
+            );
+            assert_eq!(block_on(rescued).unwrap().counters(), free_before.plus(&change), "{left}, {again}");
+            let reader = block_on(Reader::open(&device)).unwrap();
+            block_on(recover(&reader, &log.journal, NOW)).unwrap();
+            assert_eq!(statfs(&device), free_before.plus(&change), "{left}, {again}");
+            check_workload(&device, &dirty);
+        }
+    }
+    assert!(6 <= writes, "four blocks, the numbers, the clean header: {writes}");
+    assert!(0 < counted_early, "no crash fell between the numbers and the clean header");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::harness::{Node, User, cluster, cred, judge, run};
 use quorate_gfs::FsError;
 use quorate_gfs::face::{Filesystem, LockKind, LockOwner, RenameFlags};
+use quorate_gnbd::MemoryDevice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -296,5 +297,53 @@ fn a_survivor_replays_the_journal_of_a_dead_node() {
         assert_eq!(nodes[1].gfs.unmount().await, Ok(()));
         judge("survivor", &disk.memory.bytes());
         let _ = cred();
+    });
+}
+
+#[test]
+fn a_survivor_that_dies_at_any_write_of_a_replay_leaves_the_numbers_right() {
+    run(async {
+        for (fence_after, own_work) in (0..).map(|n| (n, n % 2 == 0)) {
+            let (disk, nodes) = cluster(32 << 20, 3).await;
+            let users: Vec<User<'_>> = nodes.iter().map(|node| User(&node.gfs)).collect();
+            let root = users[0].root();
+            // The second survivor has numbers of its own that have not yet been added, the first one in every other round.
+            users[2].mkdir(root, "third").await.unwrap();
+            if own_work {
+                let second = users[1].mkdir(root, "second").await.unwrap();
+                users[1].create(second, "file").await.unwrap();
+                nodes[1].gfs.sync().await.unwrap();
+            }
+            let dir = users[0].mkdir(root, "dir").await.unwrap();
+            for i in 0..5 {
+                let ino = users[0].create(dir, &format!("file {i}")).await.unwrap();
+                users[0].write(ino, 0, &vec![i as u8; 50_000]).await.unwrap();
+            }
+            nodes[0].gfs.sync().await.unwrap();
+            nodes[0].kill();
+            nodes[1].fence_after(fence_after);
+            let died = nodes[1].gfs.recover_journal(0).await.is_err();
+            nodes[1].kill();
+            // The dead replayer's journal first: whatever it had of the common numbers is in place then, and others add
+            // theirs (at their unmount) before the first journal is replayed.
+            assert!(!nodes[2].gfs.recover_journal(1).await.unwrap().was_clean || !own_work);
+            assert_eq!(nodes[2].gfs.unmount().await, Ok(()));
+            let third = Node::mount(&disk, &nodes[2].manager, 2).await;
+            assert_eq!(third.gfs.recover_journal(0).await.unwrap().was_clean, !died);
+            let user = User(&third.gfs);
+            for i in 0..5 {
+                let ino = user.walk(&format!("dir/file {i}")).await.unwrap();
+                assert!(user.read(ino).await.unwrap() == vec![i as u8; 50_000], "file {i}");
+            }
+            assert_eq!(third.gfs.unmount().await, Ok(()));
+            let image = disk.memory.bytes();
+            let report = quorate_gfs::fsck::fsck(MemoryDevice::from_bytes(image.clone())).await.unwrap();
+            assert!(report.is_clean(), "{fence_after}: {:#?}", report.problems);
+            if !died {
+                judge("replayer", &image);
+                assert!(8 <= fence_after, "a replay of {fence_after} writes");
+                break;
+            }
+        }
     });
 }

@@ -83,6 +83,8 @@ impl BlockDevice for Disk {
 struct Fence {
     disk: Disk,
     fenced: Arc<AtomicBool>,
+    /// So many writes more, then it is fenced.
+    writes_left: Arc<AtomicU64>,
 }
 
 impl Fence {
@@ -104,6 +106,11 @@ impl BlockDevice for Fence {
     }
     async fn write(&self, offset: u64, buf: Buf, flags: WriteFlags) -> Result<Buf, IoError> {
         self.check()?;
+        let left = &self.writes_left;
+        if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+            self.fenced.store(true, Ordering::Release);
+            self.check()?;
+        }
         self.disk.write(offset, buf, flags).await
     }
     async fn flush(&self) -> Result<(), IoError> {
@@ -125,6 +132,7 @@ pub(crate) struct Node {
     pub(crate) gfs: Gfs,
     pub(crate) manager: LocalManager,
     fenced: Arc<AtomicBool>,
+    writes_left: Arc<AtomicU64>,
 }
 
 impl Node {
@@ -136,9 +144,16 @@ impl Node {
         let lock_options = LockspaceOptions { holds: Some(Mode::EX), ..LockspaceOptions::plain("fs") };
         let lockspace = manager.join(&lock_options).await.unwrap();
         let fenced = Arc::new(AtomicBool::new(false));
-        let device = Device::new(Fence { disk: disk.clone(), fenced: fenced.clone() });
+        let writes_left = Arc::new(AtomicU64::new(u64::MAX));
+        let fence = Fence { disk: disk.clone(), fenced: fenced.clone(), writes_left: writes_left.clone() };
+        let device = Device::new(fence);
         let gfs = Gfs::mount(device, lockspace, TestRuntime::new(), Lease::forever(), options).await;
-        Self { gfs: gfs.unwrap(), manager: manager.clone(), fenced }
+        Self { gfs: gfs.unwrap(), manager: manager.clone(), fenced, writes_left }
+    }
+
+    /// The node is fenced from the device at the write after the next `count`.
+    pub(crate) fn fence_after(&self, count: u64) {
+        self.writes_left.store(count, Ordering::Relaxed);
     }
 
     /// The node dies: it is fenced from the device, and its locks end.
