@@ -51,10 +51,6 @@ fn place(slot: u32) -> (usize, usize) {
 }
 
 impl<V> NameMap<V> {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
     fn slot(&self, name: &LockName) -> Option<u32> {
         let short = short_hash(name);
         let is_it = |(s, slot): &(u32, u32)| *s == short && self.at(*slot).is_some_and(|(n, _)| n == name);
@@ -78,10 +74,6 @@ impl<V> NameMap<V> {
     pub(crate) fn get_mut(&mut self, name: &LockName) -> Option<&mut V> {
         let slot = self.slot(name)?;
         self.at_mut(slot)?.as_mut().map(|(_, value)| value)
-    }
-
-    pub(crate) fn contains_key(&self, name: &LockName) -> bool {
-        self.slot(name).is_some()
     }
 
     /// Puts a value in; the one that was there comes back.
@@ -128,14 +120,6 @@ impl<V> NameMap<V> {
 
     pub(crate) fn iter_mut(&mut self) -> IterMut<'_, V> {
         IterMut(self.chunks.iter_mut().flatten().flatten())
-    }
-
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &LockName> {
-        self.iter().map(|(name, _)| name)
-    }
-
-    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
-        self.iter().map(|(_, value)| value)
     }
 }
 
@@ -184,7 +168,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_holds_what_an_ordered_map_holds(steps in proptest::collection::vec((0u8..3, 0u16..300), 0..2000)) {
-            let (mut map, mut model) = (NameMap::new(), BTreeMap::new());
+            let (mut map, mut model) = (NameMap::default(), BTreeMap::new());
             for (number, (what, key)) in steps.into_iter().enumerate() {
                 let name = format!("{key:>40}");
                 let name = LockName::new(&name.as_bytes()[usize::from(key % 30)..]).unwrap();
@@ -193,7 +177,7 @@ mod tests {
                     1 => prop_assert_eq!(map.remove(&name), model.remove(&name)),
                     _ => prop_assert_eq!(map.get(&name), model.get(&name)),
                 }
-                prop_assert_eq!(map.contains_key(&name_of(key)), model.contains_key(&name_of(key)));
+                prop_assert_eq!(map.get(&name_of(key)).is_some(), model.contains_key(&name_of(key)));
             }
             let mut walked: Vec<_> = map.iter().map(|(n, v)| (n.clone(), *v)).collect();
             walked.sort();

@@ -12,6 +12,7 @@
 
 use crate::LockId;
 use crate::machine::map::SHARDS;
+use core::num::NonZeroU64;
 use std::collections::BTreeMap;
 
 const SHARD_BITS: u32 = 4;
@@ -34,10 +35,11 @@ fn slot_of(id: u64) -> usize {
 }
 
 fn has_slot(id: u64) -> bool {
-    id & (POSIX | SPARE) == 0
+    id != 0 && id & (POSIX | SPARE) == 0
 }
 
-type Chunk<V> = Vec<Option<(u64, V)>>;
+type Entry<V> = Option<(NonZeroU64, V)>;
+type Chunk<V> = Vec<Entry<V>>;
 
 /// Values by lock number. No two numbers in it have the same slot.
 #[derive(Clone, Debug)]
@@ -53,12 +55,12 @@ impl<V> Default for LockTable<V> {
 }
 
 impl<V> LockTable<V> {
-    fn room(&self, id: u64) -> Option<&Option<(u64, V)>> {
+    fn room(&self, id: u64) -> Option<&Entry<V>> {
         let slot = slot_of(id);
         self.chunks.get(slot / CHUNK)?.get(slot % CHUNK)
     }
 
-    fn room_mut(&mut self, id: u64) -> Option<&mut Option<(u64, V)>> {
+    fn room_mut(&mut self, id: u64) -> Option<&mut Entry<V>> {
         let slot = slot_of(id);
         self.chunks.get_mut(slot / CHUNK)?.get_mut(slot % CHUNK)
     }
@@ -67,14 +69,14 @@ impl<V> LockTable<V> {
         if !has_slot(*id) {
             return self.others.get(id);
         }
-        self.room(*id)?.as_ref().filter(|(i, _)| i == id).map(|(_, v)| v)
+        self.room(*id)?.as_ref().filter(|(i, _)| i.get() == *id).map(|(_, v)| v)
     }
 
     pub(crate) fn find_mut(&mut self, id: &u64) -> Option<&mut V> {
         if !has_slot(*id) {
             return self.others.get_mut(id);
         }
-        self.room_mut(*id)?.as_mut().filter(|(i, _)| i == id).map(|(_, v)| v)
+        self.room_mut(*id)?.as_mut().filter(|(i, _)| i.get() == *id).map(|(_, v)| v)
     }
 
     /// Puts a value in.
@@ -82,10 +84,10 @@ impl<V> LockTable<V> {
     /// # Panics
     /// Another number has the slot: they were not given by [`Numbers`].
     pub(crate) fn insert(&mut self, id: u64, value: V) {
-        if !has_slot(id) {
+        let Some(number) = NonZeroU64::new(id).filter(|_| has_slot(id)) else {
             self.others.insert(id, value);
             return;
-        }
+        };
         let slot = slot_of(id);
         while self.chunks.len() <= slot / CHUNK {
             self.chunks.push(Vec::new());
@@ -96,8 +98,8 @@ impl<V> LockTable<V> {
             chunk.resize_with(slot % CHUNK + 1, || None);
         }
         let Some(room) = chunk.get_mut(slot % CHUNK) else { return };
-        assert!(room.as_ref().is_none_or(|(i, _)| *i == id), "two locks in one slot");
-        *room = Some((id, value));
+        assert!(room.as_ref().is_none_or(|(i, _)| i.get() == id), "two locks in one slot");
+        *room = Some((number, value));
     }
 
     pub(crate) fn remove(&mut self, id: &u64) -> Option<V> {
@@ -105,7 +107,7 @@ impl<V> LockTable<V> {
             return self.others.remove(id);
         }
         let room = self.room_mut(*id)?;
-        if room.as_ref().is_none_or(|(i, _)| i != id) {
+        if room.as_ref().is_none_or(|(i, _)| i.get() != *id) {
             return None;
         }
         room.take().map(|(_, v)| v)
@@ -114,7 +116,8 @@ impl<V> LockTable<V> {
     /// Takes everything out, in the order of the slots.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = (u64, V)> {
         let others = core::mem::take(&mut self.others);
-        core::mem::take(&mut self.chunks).into_iter().flatten().flatten().chain(others)
+        let slots = core::mem::take(&mut self.chunks).into_iter().flatten().flatten();
+        slots.map(|(id, value)| (id.get(), value)).chain(others)
     }
 }
 

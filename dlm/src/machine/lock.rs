@@ -44,7 +44,7 @@ pub(crate) struct Lock {
     /// The mode in force. `None` exactly on the wait queue.
     pub(crate) granted: Option<Mode>,
     /// What it waits for. `None` exactly on the granted queue.
-    pub(crate) pending: Option<Pending>,
+    pub(crate) pending: Option<Box<Pending>>,
     /// Of the grant in force.
     pub(crate) token: FencingToken,
     /// The strongest mode the holder was told it blocks, since its own mode changed last ("highbast").
@@ -60,6 +60,8 @@ pub(crate) struct Lock {
     /// Since when, on the master's clock, it has what it has or waits for what it waits for.
     pub(crate) since: Instant,
 }
+
+const _: () = assert!(size_of::<Lock>() <= 96, "a lock that waits for nothing is short");
 
 impl Lock {
     /// A new one that has nothing and waits for nothing yet.

@@ -9,6 +9,7 @@ mod lock;
 pub(crate) mod map;
 mod operations;
 pub(crate) mod posix;
+pub(crate) mod rare;
 mod rebuild;
 mod resource;
 pub(crate) mod shard;

@@ -21,7 +21,7 @@ impl Resource {
             range: pending.range,
             granted: None,
             posix: pending.flags.has(Flags::POSIX),
-            pending: Some(pending),
+            pending: Some(Box::new(pending)),
             token: FencingToken::default(),
             told: None,
             uses_value: false,
@@ -53,7 +53,7 @@ impl Resource {
             return Err(if self.find(key).is_some() { LockError::Busy } else { LockError::NotFound });
         };
         let mut lock = self.granted.remove(at);
-        lock.pending = Some(pending);
+        lock.pending = Some(Box::new(pending));
         if self.attempt(cx, lock, out) {
             self.regrant(cx, out);
             self.tell_blockers(out);
@@ -64,7 +64,7 @@ impl Resource {
 
     /// Tries a request for the first time. True if others may have become grantable.
     fn attempt(&mut self, cx: &Context<'_>, mut lock: Lock, out: &mut Vec<Event>) -> bool {
-        let Some(pending) = lock.pending.clone() else { return false };
+        let Some(pending) = lock.pending.as_deref().cloned() else { return false };
         let (flags, key, range) = (pending.flags, lock.key, pending.range);
         let is_new = lock.granted.is_none();
         if lock.posix && flags.has(Flags::TEST) {
@@ -81,7 +81,7 @@ impl Resource {
         for (flag, mode) in [(Flags::ALTPR, Mode::PR), (Flags::ALTCW, Mode::CW)] {
             let other = Pending { mode, ..pending.clone() };
             if flags.has(flag) && self.obstacle(cx, &lock, &other, Attempt::First) == Obstacle::None {
-                lock.pending = Some(other);
+                lock.pending = Some(Box::new(other));
                 self.grant(cx, lock, true, out);
                 self.tell_blockers(out);
                 return true;
@@ -96,7 +96,7 @@ impl Resource {
         } else if !is_new && !flags.has(Flags::NODLCKWT) && self.is_conversion_deadlock(&lock, &pending) {
             if flags.has(Flags::CONVDEADLK) {
                 lock.granted = Some(Mode::NL);
-                lock.pending = Some(Pending { demoted: true, ..pending.clone() });
+                lock.pending = Some(Box::new(Pending { demoted: true, ..pending.clone() }));
                 None
             } else {
                 Some(Completion::Deadlock)

@@ -3,6 +3,7 @@
 //! The dead master's last answers may be lost: a holder may tell an operation as pending that the master had carried
 //! out. Where that matters, it shows: another survivor has a lock beside which the old mode cannot have been in force.
 
+use super::rare::Rare;
 use super::value::{Transfer, transfer};
 use super::{Assumed, Context, Event, Lock, LockKey, Pending, Resource, Value, is_down};
 use crate::wire::{Operation, Relock};
@@ -50,7 +51,7 @@ impl Resource {
             resource.value.invalid = (!copies.is_valid || copies.is_spoiled) && bytes.is_some();
             resource.value.bytes = bytes;
         } else if !debtors.is_empty() {
-            resource.value = Value::unknown(cx.value_bytes);
+            resource.value = Value::unknown(cx.value_bytes).into();
         }
         for debtor in debtors {
             let bounds = resource.granted.iter().chain(&resource.converting).filter(|l| !l.recovery);
@@ -96,14 +97,16 @@ impl Resource {
             match numbered.operation {
                 Operation::New { mode, range, flags, priority, .. } => {
                     let (value, demoted) = (None, false);
-                    lock.pending = Some(Pending { mode, range, flags, value, demoted, op, priority });
+                    lock.pending =
+                        Some(Box::new(Pending { mode, range, flags, value, demoted, op, priority }));
                 }
                 Operation::Convert { mode, range, flags, value, priority } => {
                     let Some(granted) = lock.granted else { continue };
                     let range = range.unwrap_or(lock.range);
                     if !is_down(granted, lock.range, mode, range) {
                         let demoted = false;
-                        lock.pending = Some(Pending { mode, range, flags, value, demoted, op, priority });
+                        lock.pending =
+                            Some(Box::new(Pending { mode, range, flags, value, demoted, op, priority }));
                         continue;
                     }
                     let writes = transfer(Some(granted), mode) == Transfer::Write && flags.has(Flags::VALBLK);
@@ -190,7 +193,7 @@ impl Resource {
         let mut resource = Self::new(sequence);
         resource.assumed = debtors.map(|d| Assumed::bounded_by(d, [].into_iter())).collect();
         if !resource.assumed.is_empty() {
-            resource.value = Value::unknown(cx.value_bytes);
+            resource.value = Value::unknown(cx.value_bytes).into();
         }
         resource
     }
@@ -233,7 +236,7 @@ impl Resource {
             && self.converting.is_empty()
         {
             // Whoever had it is gone, and the value block with the last lock: what waits begins anew.
-            self.value = Value::default();
+            self.value = Rare::default();
         }
         self.settle(cx, out);
     }

@@ -3,6 +3,7 @@
 //! The rules are those of the VMS lock manager as Linux has it. With ranges (R16) each of them reads "entries whose
 //! range overlaps": a conflict needs incompatible modes and a common byte, and so does waiting one's turn.
 
+use super::rare::Rare;
 use super::value::{Transfer, transfer};
 use super::{Assumed, Lock, LockKey, Pending, Value};
 use crate::{Completion, FencingToken, Flags, Grant, Mode, Range};
@@ -81,7 +82,7 @@ pub(crate) struct Resource {
     pub(super) converting: ThinVec<Lock>,
     pub(super) waiting: ThinVec<Lock>,
     pub(super) assumed: ThinVec<Assumed>,
-    pub(super) value: Value,
+    pub(super) value: Rare<Value>,
     /// Of the last grant.
     pub(super) sequence: u64,
 }
@@ -230,14 +231,14 @@ impl Resource {
         self.granted.remove(at);
         if self.granted.is_empty() {
             // Value and validity live as long as somebody has a lock.
-            self.value = Value::default();
+            self.value = Rare::default();
         }
         true
     }
 
     /// Gives `lock` what it waits for and puts it on the granted queue.
     pub(super) fn grant(&mut self, cx: &Context<'_>, mut lock: Lock, alt_mode: bool, out: &mut Vec<Event>) {
-        let Some(pending) = lock.pending.take() else { return self.granted.push(lock) };
+        let Some(mut pending) = lock.pending.take() else { return self.granted.push(lock) };
         if lock.posix {
             return self.grant_posix(cx, &lock, &pending, out);
         }
@@ -251,7 +252,7 @@ impl Resource {
                 value_invalid = false;
             }
             Transfer::Write if uses_value => {
-                if let Some(bytes) = pending.value {
+                if let Some(bytes) = pending.value.take() {
                     self.value.write(bytes);
                     value_invalid = false;
                 }
@@ -292,7 +293,7 @@ impl Resource {
         while self.grant_next(cx, out) {}
         if self.locks().next().is_none() {
             // Value and validity live as long as somebody has a lock.
-            self.value = Value::default();
+            self.value = Rare::default();
         }
     }
 

@@ -1,5 +1,6 @@
 //! The value block of a resource: who reads it, who writes it, and when it is not valid.
 
+use super::rare::Usual;
 use crate::{Mode, ValueBlock};
 
 /// What a grant does with the value block, where the operation has VALBLK.
@@ -40,6 +41,10 @@ pub(crate) struct Value {
     pub(crate) sequence: u64,
     /// A failed node may have it, and nobody else knows it: zeros, not valid.
     pub(crate) is_unknown: bool,
+}
+
+impl Usual for Value {
+    const USUAL: &'static Self = &Self { bytes: None, invalid: false, sequence: 0, is_unknown: false };
 }
 
 impl Value {

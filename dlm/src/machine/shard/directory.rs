@@ -1,5 +1,6 @@
 //! The directory: who masters which name, for the buckets that are this node's under the current map.
 
+use super::master::Mastered;
 use super::{Output, Shard};
 use crate::LockName;
 use crate::bug::Bug;
@@ -15,7 +16,6 @@ pub(super) struct Entry {
     pub(super) master: Identity,
     pub(super) generation: Generation,
     /// What the master was told when it became that; told again if it asks again.
-    floor: u64,
     assumed: BTreeSet<Identity>,
 }
 
@@ -71,16 +71,68 @@ impl Bucket {
             !held.is_empty()
         });
     }
-
-    pub(super) fn enter(&mut self, name: LockName, master: Identity, generation: Generation) {
-        let entry = Entry { master, generation, floor: self.floor, assumed: BTreeSet::new() };
-        if self.entries.get(&name).is_none_or(|e| e.generation < generation) {
-            self.entries.insert(name, entry);
-        }
-    }
 }
 
 impl Shard {
+    /// What the directory says of a name, if its bucket is ours.
+    pub(super) fn entry_of(&self, name: &LockName) -> Option<(Identity, Generation)> {
+        if let Some(mastered) = self.names.mastered(name).filter(|m| m.is_listed) {
+            return Some((self.config.me, mastered.generation));
+        }
+        let bucket = self.buckets.get(&map::bucket_of(name.as_bytes()))?;
+        bucket.entries.get(name).map(|e| (e.master, e.generation))
+    }
+
+    /// A mastership that somebody told, unless the directory knows a later one.
+    pub(super) fn enter(&mut self, name: LockName, master: Identity, generation: Generation) {
+        if self.entry_of(&name).is_none_or(|(_, known)| known < generation) {
+            self.set_entry(name, Entry { master, generation, assumed: BTreeSet::new() });
+        }
+    }
+
+    fn set_entry(&mut self, name: LockName, entry: Entry) {
+        let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes())) else { return };
+        if let Some(mastered) = self.names.mastered_mut(&name) {
+            mastered.is_listed = (entry.master, entry.generation) == (self.config.me, mastered.generation);
+            if mastered.is_listed {
+                bucket.entries.remove(&name);
+                return;
+            }
+        }
+        bucket.entries.insert(name, entry);
+    }
+
+    fn remove_entry(&mut self, name: &LockName) {
+        if let Some(mastered) = self.names.mastered_mut(name) {
+            mastered.is_listed = false;
+        }
+        if let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes())) {
+            bucket.entries.remove(name);
+        }
+    }
+
+    /// This node masters the name from now on.
+    pub(super) fn put_mastered(&mut self, name: &LockName, mut mastered: Mastered) {
+        if let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes()))
+            && let Some(entry) = bucket.entries.get(name)
+            && (entry.master, entry.generation) == (self.config.me, mastered.generation)
+        {
+            bucket.entries.remove(name);
+            mastered.is_listed = true;
+        }
+        self.names.put_mastered(name.clone(), mastered);
+    }
+
+    /// It does not any more; the directory says so until it is told.
+    pub(super) fn take_mastered(&mut self, name: &LockName) -> Option<Mastered> {
+        let mastered = self.names.take_mastered(name)?;
+        if mastered.is_listed {
+            let (master, generation) = (self.config.me, mastered.generation);
+            self.set_entry(name.clone(), Entry { master, generation, assumed: BTreeSet::new() });
+        }
+        Some(mastered)
+    }
+
     /// Asks the owner of the name's bucket.
     pub(super) fn look_up(&mut self, name: &LockName, stale: Option<Generation>, out: &mut Vec<Output>) {
         if let Some(owner) = self.owner_of(name) {
@@ -106,27 +158,28 @@ impl Shard {
         if (!bucket.is_ready || bucket.blocked.contains(&name)) && !early {
             return bucket.wait(from, name, stale);
         }
-        if let Some(entry) = bucket.entries.get(&name) {
-            if Some(entry.generation) == stale {
-                // The asker was sent away by that master, whose `Remove` is on its way.
-                return bucket.wait(from, name, stale);
-            }
-        } else {
+        let entry = self.entry_of(&name);
+        let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes())) else { return };
+        if let Some((_, generation)) = entry
+            && Some(generation) == stale
+        {
+            // The asker was sent away by that master, whose `Remove` is on its way.
+            return bucket.wait(from, name, stale);
+        }
+        let (master, generation) = entry.unwrap_or_else(|| {
             let held = bucket.name_holds.get(&name).into_iter().flatten().chain(&bucket.holds);
             let assumed = held.filter(|d| open.contains_key(d)).copied().collect();
             let generation = bucket.next_generation(this_map);
-            let entry = Entry { master: from, generation, floor: bucket.floor, assumed };
-            bucket.entries.insert(name.clone(), entry);
+            bucket.entries.insert(name.clone(), Entry { master: from, generation, assumed });
+            (from, generation)
+        });
+        // Later grants than when it was told first may be below the floor now: numbers may leap, never come again.
+        let (mut floor, mut assumed) = (0, BTreeSet::new());
+        if master == from {
+            floor = bucket.floor;
+            assumed.extend(bucket.entries.get(&name).into_iter().flat_map(|e| &e.assumed));
         }
-        let Some(entry) = bucket.entries.get(&name) else { return };
-        let is_yours = entry.master == from;
-        let reply = Message::LookupReply {
-            name,
-            master: entry.master,
-            generation: entry.generation,
-            floor: if is_yours { entry.floor } else { 0 },
-            assumed: if is_yours { entry.assumed.clone() } else { BTreeSet::new() },
-        };
+        let reply = Message::LookupReply { name, master, generation, floor, assumed };
         self.send(from, reply, out);
     }
 
@@ -140,11 +193,11 @@ impl Shard {
     ) {
         let forgets = self.has_bug(Bug::ForgetFloor);
         // Not ours any more: its new owner learns from the registrations.
-        let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes())) else { return };
-        if !bucket.entries.get(name).is_some_and(|e| e.master == from && e.generation == generation) {
+        if self.entry_of(name) != Some((from, generation)) {
             return;
         }
-        bucket.entries.remove(name);
+        self.remove_entry(name);
+        let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes())) else { return };
         if !forgets {
             bucket.floor = bucket.floor.max(sequence);
         }

@@ -15,13 +15,13 @@ impl Shard {
         elsewhere: &mut Vec<ElsewhereDump>,
         recovery: &mut Vec<String>,
     ) {
-        for (name, mastered) in &self.masters {
+        for (name, mastered) in self.names.all_mastered() {
             if mastered.resource.locks().next().is_some() || !mastered.resource.assumed().is_empty() {
                 resources.push(ResourceDump::of(name, self.config.me, &mastered.resource, Some(now)));
             }
         }
-        for (name, local) in self.names.iter().filter(|(_, n)| n.place != Place::Here) {
-            let master = match local.place {
+        for (name, local) in self.names.all_local().filter(|(_, n)| n.place() != Place::Here) {
+            let master = match local.place() {
                 Place::At { master, .. } => Some(master),
                 _ => None,
             };

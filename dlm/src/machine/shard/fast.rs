@@ -3,6 +3,7 @@
 //! Everything else takes the general way in `local` and `master`; what this does is what that would have done.
 
 use super::local::{LocalLock, LocalName, Place};
+use super::named::Named;
 use super::{Output, Shard};
 use crate::machine::LockKey;
 use crate::{Completion, Flags, Grant, LockId, LockRequest, UnlockRequest};
@@ -18,19 +19,19 @@ impl Shard {
             return false;
         }
         let cx = context!(self);
-        let Some(mastered) = self.masters.get_mut(&request.name) else { return false };
-        let local = self.names.get_mut(&request.name);
-        if local.as_ref().is_some_and(|n| n.place != Place::Here) {
+        let Some(Named { mastered: Some(mastered), local }) = self.names.both_mut(&request.name) else {
+            return false;
+        };
+        if local.as_ref().is_some_and(|n| n.place() != Place::Here) {
             return false;
         }
         let key = LockKey { node: self.config.me, id };
         let at_once = mastered.resource.grant_at_once(&cx, key, (request.owner, request.range), request.mode);
         let Some(token) = at_once else { return false };
-        mastered.unused_since = None;
-        if let Some(local) = local {
-            local.locks.insert(id);
-        } else {
-            self.names.insert(request.name.clone(), LocalName::new(Place::Here, id));
+        mastered.set_unused(None);
+        match local {
+            Some(local) => local.locks.insert(id),
+            none => *none = Some(LocalName::new(Place::Here, id)),
         }
         self.locks.insert(id.0, LocalLock::granted(request, token));
         self.lock_count += 1;
@@ -59,16 +60,16 @@ impl Shard {
         else {
             return false;
         };
-        let Some(local) = self.names.get(&lock.name) else { return false };
-        match local.place {
+        let Some(local) = self.names.local(&lock.name) else { return false };
+        match local.place() {
             Place::Here => {
                 let key = LockKey { node: self.config.me, id };
-                let Some(mastered) = self.masters.get_mut(&lock.name) else { return false };
+                let Some(mastered) = self.names.mastered_mut(&lock.name) else { return false };
                 if !mastered.resource.end_at_once(key) {
                     return false;
                 }
-                if mastered.resource.is_unused() && mastered.unused_since.is_none() {
-                    mastered.unused_since = Some(self.now);
+                if mastered.resource.is_unused() && mastered.unused_since().is_none() {
+                    mastered.set_unused(Some(self.now));
                     if !core::mem::replace(&mut mastered.is_queued, true) {
                         self.unused.push_back((self.now, lock.name.clone()));
                     }

@@ -1,6 +1,7 @@
 //! Leaving in order: what this node masters is frozen, its value blocks are given to the holders, and everything that
 //! was sent has arrived before the detach is proposed. Then the rest is rebuilt as after a failure, without holds (R13).
 
+use super::local::ValueCopy;
 use super::{Output, Shard};
 use crate::wire::{ITEMS_MAX, Message};
 use crate::{LockId, ValueBlock};
@@ -16,7 +17,7 @@ impl Shard {
         }
         let me = self.config.me;
         let mut values: BTreeMap<Identity, Values> = BTreeMap::new();
-        for mastered in self.masters.values() {
+        for (_, mastered) in self.names.all_mastered() {
             let value = mastered.resource.value();
             for lock in mastered.resource.locks().filter(|l| l.uses_value && !l.dead) {
                 let entry = (lock.key.id, value.bytes.clone(), value.sequence, value.invalid);
@@ -43,8 +44,8 @@ impl Shard {
         for (id, value, sequence, invalid) in values {
             let is_theirs = self.is_from_master(from, id);
             let Some(lock) = self.locks.find_mut(&id.0).filter(|_| is_theirs) else { continue };
-            lock.value = Some(value.unwrap_or_else(|| vec![0; self.config.value_bytes]));
-            (lock.value_sequence, lock.value_invalid, lock.value_clean) = (sequence, invalid, true);
+            let value = Some(value.unwrap_or_else(|| vec![0; self.config.value_bytes]));
+            lock.copy = ValueCopy { value, sequence, invalid, clean: true, fresh: lock.copy.fresh }.into();
         }
         if last {
             self.send(from, Message::LeavingAck, out);
@@ -75,7 +76,10 @@ impl Shard {
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn is_idle(&self) -> bool {
         self.lock_count == 0
-            && self.names.values().all(|n| n.locks.is_empty() && n.place != super::local::Place::Recovering)
+            && self
+                .names
+                .all_local()
+                .all(|(_, n)| n.locks.is_empty() && n.place() != super::local::Place::Recovering)
             && self.parked.values().all(Vec::is_empty)
     }
 }

@@ -3,6 +3,7 @@
 use super::{Output, Shard};
 use crate::bug::Bug;
 use crate::machine::posix::POSIX_BY_RANGE;
+use crate::machine::rare::{Rare, Usual};
 use crate::machine::value::{Transfer, transfer};
 use crate::machine::{self, LockKey};
 use crate::wire::{Generation, Message, Numbered, Operation};
@@ -11,9 +12,8 @@ use crate::{
     UnlockRequest, ValueBlock,
 };
 use quorate_membership::{Epoch, Identity, Instant};
-use smallvec::SmallVec;
 use std::collections::BTreeSet;
-use thin_vec::ThinVec;
+use thin_vec::{ThinVec, thin_vec};
 
 /// Where a name's master is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,43 +28,59 @@ pub(super) enum Place {
     Recovering,
 }
 
-/// Lock numbers, lowest first. Most names have one lock.
+/// Lock numbers, lowest first. Most names have one lock, and that number needs no memory of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct LockIds(SmallVec<[LockId; 2]>);
+pub(super) enum LockIds {
+    #[default]
+    None,
+    One(LockId),
+    /// Two or more, or fewer if there were two once.
+    Many(ThinVec<LockId>),
+}
 
 impl LockIds {
     pub(super) fn insert(&mut self, id: LockId) {
-        if let Err(at) = self.0.binary_search(&id) {
-            self.0.insert(at, id);
+        match self {
+            Self::None => *self = Self::One(id),
+            Self::One(one) if *one == id => {}
+            Self::One(one) => *self = Self::Many(thin_vec![(*one).min(id), (*one).max(id)]),
+            Self::Many(ids) => {
+                if let Err(at) = ids.binary_search(&id) {
+                    ids.insert(at, id);
+                }
+            }
         }
     }
 
     pub(super) fn remove(&mut self, id: &LockId) {
-        if let Ok(at) = self.0.binary_search(id) {
-            self.0.remove(at);
+        match self {
+            Self::One(one) if one == id => *self = Self::None,
+            Self::None | Self::One(_) => {}
+            Self::Many(ids) => {
+                if let Ok(at) = ids.binary_search(id) {
+                    ids.remove(at);
+                }
+                if ids.is_empty() {
+                    *self = Self::None;
+                }
+            }
+        }
+    }
+
+    fn as_slice(&self) -> &[LockId] {
+        match self {
+            Self::None => &[],
+            Self::One(one) => core::slice::from_ref(one),
+            Self::Many(ids) => ids,
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.as_slice().is_empty()
     }
 
     pub(super) fn iter(&self) -> core::slice::Iter<'_, LockId> {
-        self.0.iter()
-    }
-}
-
-impl From<[LockId; 1]> for LockIds {
-    fn from([id]: [LockId; 1]) -> Self {
-        Self(SmallVec::from_iter([id]))
-    }
-}
-
-impl IntoIterator for LockIds {
-    type Item = LockId;
-    type IntoIter = smallvec::IntoIter<[LockId; 2]>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        self.as_slice().iter()
     }
 }
 
@@ -79,9 +95,18 @@ impl<'a> IntoIterator for &'a LockIds {
 /// A name on which this node has or wants locks, or had some shortly before.
 #[derive(Clone, Debug)]
 pub(super) struct LocalName {
-    pub(super) place: Place,
+    /// `None`: this node is its master.
+    elsewhere: Option<Box<Elsewhere>>,
     pub(super) locks: LockIds,
-    /// Since when there are none; where its master is stays known for a while.
+}
+
+const _: () = assert!(size_of::<Option<LocalName>>() == 24, "a name that is mastered here is short");
+
+/// A name with a master elsewhere, or none that is known.
+#[derive(Clone, Debug)]
+pub(super) struct Elsewhere {
+    place: Place,
+    /// Since when this node has no locks on it; where its master is stays known for a while.
     pub(super) idle_since: Instant,
     /// It is among those that are forgotten when their time is over.
     pub(super) is_queued: bool,
@@ -89,13 +114,37 @@ pub(super) struct LocalName {
 
 impl LocalName {
     pub(super) fn new(place: Place, id: LockId) -> Self {
-        Self { place, locks: [id].into(), idle_since: Instant::default(), is_queued: false }
+        let mut local = Self { elsewhere: None, locks: LockIds::One(id) };
+        local.set_place(place);
+        local
     }
 
     /// Without locks, while the directory is asked for another than this mastership.
     pub(super) fn looking(stale: Generation) -> Self {
-        let place = Place::Looking { stale: Some(stale) };
-        Self { place, locks: LockIds::default(), idle_since: Instant::default(), is_queued: false }
+        let mut local = Self { elsewhere: None, locks: LockIds::None };
+        local.set_place(Place::Looking { stale: Some(stale) });
+        local
+    }
+
+    /// Where its master is.
+    pub(super) fn place(&self) -> Place {
+        self.elsewhere.as_ref().map_or(Place::Here, |e| e.place)
+    }
+
+    pub(super) fn set_place(&mut self, place: Place) {
+        match &mut self.elsewhere {
+            elsewhere if place == Place::Here => *elsewhere = None,
+            Some(elsewhere) => elsewhere.place = place,
+            none => {
+                let idle_since = Instant::default();
+                *none = Some(Box::new(Elsewhere { place, idle_since, is_queued: false }));
+            }
+        }
+    }
+
+    /// What there is to remember while its master is elsewhere.
+    pub(super) fn elsewhere(&mut self) -> Option<&mut Elsewhere> {
+        self.elsewhere.as_deref_mut()
     }
 }
 
@@ -111,6 +160,23 @@ pub(super) struct Underway {
     pub(super) at: Instant,
 }
 
+/// What a holder knows of the value block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ValueCopy {
+    pub(super) value: Option<ValueBlock>,
+    /// How often it was written until then.
+    pub(super) sequence: u64,
+    pub(super) invalid: bool,
+    /// See [`crate::wire::Relock`].
+    pub(super) fresh: bool,
+    pub(super) clean: bool,
+}
+
+impl Usual for ValueCopy {
+    const USUAL: &'static Self =
+        &Self { value: None, sequence: 0, invalid: false, fresh: false, clean: false };
+}
+
 /// One lock of this node.
 #[derive(Clone, Debug)]
 pub(super) struct LocalLock {
@@ -122,11 +188,8 @@ pub(super) struct LocalLock {
     pub(super) granted: Option<Mode>,
     pub(super) token: FencingToken,
     pub(super) recovery: bool,
-    pub(super) value: Option<ValueBlock>,
-    pub(super) value_sequence: u64,
-    pub(super) value_invalid: bool,
-    pub(super) value_fresh: bool,
-    pub(super) value_clean: bool,
+    /// Of the value block, if it uses that.
+    pub(super) copy: Rare<ValueCopy>,
     pub(super) operations: ThinVec<Underway>,
     next_op: u32,
 }
@@ -163,23 +226,19 @@ impl Shard {
             granted: None,
             token: FencingToken::default(),
             recovery: false,
-            value: None,
-            value_sequence: 0,
-            value_invalid: false,
-            value_fresh: false,
-            value_clean: false,
+            copy: Rare::default(),
             operations: ThinVec::new(),
             next_op: 0,
         };
         self.locks.insert(id.0, lock);
         self.lock_count += 1;
         self.owners.add(owner, id, flags);
-        if let Some(local) = self.names.get_mut(&name) {
+        if let Some(local) = self.names.local_mut(&name) {
             local.locks.insert(id);
         } else {
-            let is_here = self.masters.contains_key(&name);
+            let is_here = self.names.is_mastered(&name);
             let place = if is_here { Place::Here } else { Place::Looking { stale: None } };
-            self.names.insert(name.clone(), LocalName::new(place, id));
+            self.names.put_local(name.clone(), LocalName::new(place, id));
             if !is_here {
                 self.look_up(&name, None, out);
             }
@@ -288,7 +347,7 @@ impl Shard {
             return;
         }
         let Some(name) = self.locks.find(&id.0).map(|l| l.name.clone()) else { return };
-        let Some(place) = self.names.get(&name).map(|n| n.place) else { return };
+        let Some(place) = self.names.local(&name).map(LocalName::place) else { return };
         let is_here = match place {
             Place::Here => true,
             Place::At { .. } => false,
@@ -314,18 +373,18 @@ impl Shard {
 
     /// The same for all locks on a name.
     pub(super) fn pass_on_all(&mut self, name: &LockName, out: &mut Vec<Output>) {
-        let locks: Vec<LockId> = self.names.get(name).into_iter().flat_map(|n| n.locks.clone()).collect();
+        let locks: Vec<LockId> = self.names.local(name).into_iter().flat_map(|n| &n.locks).copied().collect();
         for id in locks {
             self.pass_on(id, out);
         }
     }
 
     pub(super) fn is_looking(&self, name: &LockName) -> bool {
-        self.names.get(name).is_some_and(|n| matches!(n.place, Place::Looking { .. }))
+        self.names.local(name).is_some_and(|n| matches!(n.place(), Place::Looking { .. }))
     }
 
     pub(super) fn is_from_master(&self, from: Identity, id: LockId) -> bool {
-        let place = self.locks.find(&id.0).and_then(|l| self.names.get(&l.name)).map(|n| n.place);
+        let place = self.locks.find(&id.0).and_then(|l| self.names.local(&l.name)).map(LocalName::place);
         matches!(place, Some(Place::At { master, .. }) if master == from)
     }
 
@@ -344,15 +403,15 @@ impl Shard {
         }
         let is_here = master == self.config.me;
         // It may have been rebuilt here while we asked.
-        if is_here && !self.masters.contains_key(&name) {
+        if is_here && !self.names.is_mastered(&name) {
             self.become_master(&name, generation, floor, &assumed);
         }
-        let Some(local) = self.names.get_mut(&name) else { return };
-        local.place = if is_here { Place::Here } else { Place::At { master, generation } };
+        let Some(local) = self.names.local_mut(&name) else { return };
+        local.set_place(if is_here { Place::Here } else { Place::At { master, generation } });
         let is_empty = local.locks.is_empty();
         self.release_again(&name, out);
         if is_empty {
-            self.names.remove(&name);
+            self.names.take_local(&name);
         } else {
             self.pass_on_all(&name, out);
         }
@@ -366,16 +425,16 @@ impl Shard {
         generation: Generation,
         out: &mut Vec<Output>,
     ) {
-        let Some(local) = self.names.get_mut(name) else { return };
-        if local.place != (Place::At { master: from, generation }) {
+        let Some(local) = self.names.local_mut(name) else { return };
+        if local.place() != (Place::At { master: from, generation }) {
             return;
         }
         if local.locks.is_empty() && !self.released.contains_key(name) {
-            self.names.remove(name);
+            self.names.take_local(name);
             return;
         }
-        local.place = Place::Looking { stale: Some(generation) };
-        for id in local.locks.clone() {
+        local.set_place(Place::Looking { stale: Some(generation) });
+        for id in &local.locks {
             if let Some(lock) = self.locks.find_mut(&id.0) {
                 for underway in &mut lock.operations {
                     underway.is_sent = false;
@@ -433,20 +492,21 @@ impl Shard {
         let Some(lock) = self.locks.remove(&id.0) else { return };
         self.lock_count -= 1;
         self.owners.remove(lock.owner, id, &lock.name);
-        let Some(local) = self.names.get_mut(&lock.name) else { return };
+        let Some(local) = self.names.local_mut(&lock.name) else { return };
         local.locks.remove(&id);
         if !local.locks.is_empty() {
             return;
         }
-        match local.place {
+        match local.place() {
             // While we ask, others may know already that the answer is "you".
             Place::Looking { .. } => {}
-            Place::Recovering => drop(self.names.remove(&lock.name)),
+            Place::Recovering => drop(self.names.take_local(&lock.name)),
             // Forgotten with the mastery.
             Place::Here => {}
             Place::At { .. } => {
-                local.idle_since = self.now;
-                if !core::mem::replace(&mut local.is_queued, true) {
+                let Some(elsewhere) = local.elsewhere() else { return };
+                elsewhere.idle_since = self.now;
+                if !core::mem::replace(&mut elsewhere.is_queued, true) {
                     self.idle.push_back((self.now, lock.name));
                 }
             }
@@ -456,7 +516,7 @@ impl Shard {
     /// The mode a lock may be used in right now: what it is giving up does not count.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn usable(&self) -> Vec<(LockId, LockName, Mode, Range)> {
-        let ids: Vec<LockId> = self.names.values().flat_map(|n| n.locks.iter().copied()).collect();
+        let ids: Vec<LockId> = self.names.all_local().flat_map(|(_, n)| n.locks.iter().copied()).collect();
         let mut out = Vec::new();
         for id in ids {
             let Some(lock) = self.locks.find(&id.0) else { continue };
@@ -510,11 +570,7 @@ impl LocalLock {
             granted: Some(request.mode),
             token,
             recovery: false,
-            value: None,
-            value_sequence: 0,
-            value_invalid: false,
-            value_fresh: false,
-            value_clean: false,
+            copy: Rare::default(),
             posix: false,
             operations: ThinVec::new(),
             next_op: 1,
@@ -533,20 +589,32 @@ impl LocalLock {
             _ => (Flags::NONE, None),
         };
         let uses_value = flags.has(Flags::VALBLK);
-        let kept = self.value_fresh && self.granted.is_some_and(|g| Mode::CW <= g);
+        let kept =
+            self.copy.fresh && self.granted.is_some_and(|g| Mode::CW <= g) && !flags.has(Flags::IVVALBLK);
         match transfer(self.granted, grant.mode) {
             Transfer::Write if uses_value && !flags.has(Flags::IVVALBLK) => {
-                self.value = written.cloned();
-                (self.value_sequence, self.value_invalid, self.value_fresh) = (value_sequence, false, true);
+                self.copy = Rare::from(ValueCopy {
+                    value: written.cloned(),
+                    sequence: value_sequence,
+                    invalid: false,
+                    fresh: true,
+                    clean: false,
+                });
             }
             Transfer::Read if uses_value => {
-                self.value = grant.value.clone();
-                (self.value_sequence, self.value_invalid, self.value_fresh) =
-                    (value_sequence, grant.value_invalid, true);
+                self.copy = Rare::from(ValueCopy {
+                    value: grant.value.clone(),
+                    sequence: value_sequence,
+                    invalid: grant.value_invalid,
+                    fresh: true,
+                    clean: false,
+                });
             }
-            _ => self.value_fresh = kept && !flags.has(Flags::IVVALBLK),
+            _ if self.copy.fresh != kept || self.copy.clean => {
+                (self.copy.fresh, self.copy.clean) = (kept, false);
+            }
+            _ => {}
         }
-        self.value_clean = false;
         if let Operation::Convert { range: Some(range), .. } = operation {
             self.range = *range;
         }

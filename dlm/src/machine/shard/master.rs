@@ -1,6 +1,7 @@
 //! The master's side: operations of this and other nodes on the resources that this node masters.
 
 use super::local::{LocalName, Place};
+use super::named::Named;
 use super::{Output, Shard, TOSS};
 use crate::LockId;
 use crate::LockName;
@@ -16,15 +17,28 @@ use std::collections::BTreeSet;
 pub(super) struct Mastered {
     pub(super) generation: Generation,
     pub(super) resource: Resource,
-    /// Since when nobody has or wants it.
-    pub(super) unused_since: Option<Instant>,
+    /// Since when nobody has or wants it; [`NEVER`] while somebody does.
+    unused_since: Instant,
     /// It is among those that are given up when their time is over.
     pub(super) is_queued: bool,
+    /// This node keeps the directory of its bucket too, and the entry there says just this: it is not kept twice.
+    pub(super) is_listed: bool,
 }
+
+const NEVER: Instant = Instant(u64::MAX);
 
 impl Mastered {
     pub(super) fn new(generation: Generation, resource: Resource) -> Self {
-        Self { generation, resource, unused_since: None, is_queued: false }
+        Self { generation, resource, unused_since: NEVER, is_queued: false, is_listed: false }
+    }
+
+    /// Since when nobody has or wants it.
+    pub(super) fn unused_since(&self) -> Option<Instant> {
+        Some(self.unused_since).filter(|at| *at != NEVER)
+    }
+
+    pub(super) fn set_unused(&mut self, since: Option<Instant>) {
+        self.unused_since = since.unwrap_or(NEVER);
     }
 }
 
@@ -42,7 +56,7 @@ impl Shard {
             // Frozen. The holder tells it to the next master.
             return;
         }
-        if self.masters.get(&name).is_some_and(|m| m.generation == generation) {
+        if self.names.mastered(&name).is_some_and(|m| m.generation == generation) {
             let value_bytes = self.config.value_bytes;
             let fits = match &numbered.operation {
                 Operation::Convert { value: Some(v), .. } | Operation::Unlock { value: Some(v), .. } => {
@@ -74,7 +88,7 @@ impl Shard {
         let loses_remainder = self.has_bug(Bug::LoseRemainder);
         let loses_unlock = self.has_bug(Bug::LoseUnlock) && key.node != self.config.me;
         let cx = context!(self);
-        if let Some(mastered) = self.masters.get_mut(name) {
+        if let Some(mastered) = self.names.mastered_mut(name) {
             let (op, resource) = (numbered.op, &mut mastered.resource);
             let result = match numbered.operation {
                 // A repetition of what we have already: the holder did not know.
@@ -138,11 +152,11 @@ impl Shard {
 
     fn note_use(&mut self, name: &LockName) {
         let now = self.now;
-        let Some(mastered) = self.masters.get_mut(name) else { return };
+        let Some(mastered) = self.names.mastered_mut(name) else { return };
         if !mastered.resource.is_unused() {
-            mastered.unused_since = None;
-        } else if mastered.unused_since.is_none() {
-            mastered.unused_since = Some(now);
+            mastered.set_unused(None);
+        } else if mastered.unused_since().is_none() {
+            mastered.set_unused(Some(now));
             if !core::mem::replace(&mut mastered.is_queued, true) {
                 self.unused.push_back((now, name.clone()));
             }
@@ -160,7 +174,7 @@ impl Shard {
         let debtors = assumed.iter().copied().filter(|d| self.view.debtors.contains_key(d));
         let mut resource = Resource::held(&self.context(), floor, debtors);
         self.apply_stages(&mut resource);
-        self.masters.insert(name.clone(), Mastered::new(generation, resource));
+        self.put_mastered(name, Mastered::new(generation, resource));
         self.note_use(name);
     }
 
@@ -177,14 +191,15 @@ impl Shard {
             && *since + TOSS <= self.now
         {
             let Some((_, name)) = self.idle.pop_front() else { return };
-            let Some(local) = self.names.get_mut(&name) else { continue };
-            let is_idle = local.locks.is_empty() && matches!(local.place, Place::At { .. });
+            let Some(local) = self.names.local_mut(&name) else { continue };
+            let is_idle = local.locks.is_empty() && matches!(local.place(), Place::At { .. });
+            let Some(elsewhere) = local.elsewhere() else { continue };
             if !is_idle {
-                local.is_queued = false;
-            } else if self.now < local.idle_since + TOSS {
-                self.idle.push_back((local.idle_since, name));
+                elsewhere.is_queued = false;
+            } else if self.now < elsewhere.idle_since + TOSS {
+                self.idle.push_back((elsewhere.idle_since, name));
             } else {
-                self.names.remove(&name);
+                self.names.take_local(&name);
             }
         }
     }
@@ -203,7 +218,7 @@ impl Shard {
             return;
         }
         let key = LockKey { node: from, id };
-        let Some(mastered) = self.masters.get_mut(&name).filter(|m| m.generation == generation) else {
+        let Some(mastered) = self.names.mastered_mut(&name).filter(|m| m.generation == generation) else {
             return self.send(from, Message::NotReleased { name, generation, id }, out);
         };
         self.stats.r#in += 1;
@@ -223,14 +238,14 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         self.released.entry(name.clone()).or_default().push(id);
-        match self.names.get(&name).map(|n| n.place) {
+        match self.names.local(&name).map(LocalName::place) {
             Some(Place::At { master, generation: g }) if (master, g) == (from, generation) => {
                 self.on_moved(from, &name, generation, out);
             }
             Some(Place::Here | Place::At { .. }) => self.release_again(&name, out),
             Some(Place::Looking { .. } | Place::Recovering) => {}
             None => {
-                self.names.insert(name.clone(), LocalName::looking(generation));
+                self.names.put_local(name.clone(), LocalName::looking(generation));
                 self.look_up(&name, Some(generation), out);
             }
         }
@@ -241,7 +256,7 @@ impl Shard {
         if self.released.is_empty() {
             return;
         }
-        let Some(place) = self.names.get(name).map(|n| n.place) else { return };
+        let Some(place) = self.names.local(name).map(LocalName::place) else { return };
         let (me, released) = (self.config.me, self.released.remove(name));
         for id in released.into_iter().flatten() {
             match place {
@@ -266,13 +281,15 @@ impl Shard {
         {
             let Some((_, name)) = self.unused.pop_front() else { return };
             let now = self.now;
-            let Some(mastered) = self.masters.get_mut(&name) else { continue };
+            let Some(Named { mastered: Some(mastered), local }) = self.names.both_mut(&name) else {
+                continue;
+            };
             let is_idle = mastered.resource.is_unused()
-                && self.names.get(&name).is_none_or(|n| n.locks.is_empty() && n.place == Place::Here)
+                && local.as_ref().is_none_or(|n| n.locks.is_empty() && n.place() == Place::Here)
                 && self.leaving.is_none();
-            let Some(since) = mastered.unused_since.filter(|_| is_idle) else {
+            let Some(since) = mastered.unused_since().filter(|_| is_idle) else {
                 mastered.is_queued = false;
-                mastered.unused_since = None;
+                mastered.set_unused(None);
                 continue;
             };
             if now < since + TOSS {
@@ -280,8 +297,8 @@ impl Shard {
                 self.unused.push_back((since, name));
                 continue;
             }
-            self.names.remove(&name);
-            let Some(mastered) = self.masters.remove(&name) else { continue };
+            self.names.take_local(&name);
+            let Some(mastered) = self.take_mastered(&name) else { continue };
             if let Some(owner) = self.owner_of(&name) {
                 let (generation, sequence) = (mastered.generation, mastered.resource.sequence());
                 self.send(owner, Message::Remove { name, generation, sequence }, out);

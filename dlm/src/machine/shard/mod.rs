@@ -28,6 +28,7 @@ mod fast;
 mod leave;
 mod local;
 mod master;
+mod named;
 mod owners;
 mod posix;
 mod recovery;
@@ -35,8 +36,8 @@ mod waits;
 mod withdraw;
 
 use directory::Bucket;
-use local::{LocalLock, LocalName};
-use master::Mastered;
+use local::LocalLock;
+use named::Names;
 use owners::Owners;
 use recovery::Registration;
 use waits::Waits;
@@ -44,7 +45,6 @@ use withdraw::Withdrawals;
 
 use super::{Context, Event};
 use crate::bug::Bug;
-use crate::names::NameMap;
 use crate::slots::LockTable;
 use crate::stats::LockspaceStats;
 use crate::wire::{Generation, Message, Numbered, Relock};
@@ -144,8 +144,7 @@ pub(crate) struct Shard {
     /// Failed lives that RECOVERY requests pass by.
     passable: BTreeSet<Identity>,
     buckets: BTreeMap<u16, Bucket>,
-    masters: NameMap<Mastered>,
-    names: NameMap<LocalName>,
+    names: Names,
     locks: LockTable<LocalLock>,
     lock_count: usize,
     /// Operations for names whose master we may be about to become.
@@ -179,8 +178,7 @@ impl Shard {
             map: Epoch::default(),
             passable: BTreeSet::new(),
             buckets: BTreeMap::new(),
-            masters: NameMap::new(),
-            names: NameMap::new(),
+            names: Names::new(),
             locks: LockTable::default(),
             lock_count: 0,
             parked: BTreeMap::new(),
@@ -245,8 +243,8 @@ impl Shard {
     pub(crate) fn fingerprint(&self, out: &mut impl core::fmt::Write) {
         // Writing into a hasher cannot fail.
         let _ = write!(out, "{:?}{:?}{:?}{:?}", self.view, self.map, self.passable, self.buckets);
-        let masters: BTreeMap<_, _> = self.masters.iter().collect();
-        let names: BTreeMap<_, _> = self.names.iter().collect();
+        let masters: BTreeMap<_, _> = self.names.all_mastered().collect();
+        let names: BTreeMap<_, _> = self.names.all_local().collect();
         let ids = names.values().flat_map(|n| n.locks.iter().copied());
         let locks: BTreeMap<LockId, _> = ids.filter_map(|id| Some((id, self.locks.find(&id.0)?))).collect();
         let _ = write!(out, "{masters:?}{names:?}{locks:?}{:?}{:?}", self.parked, self.registered);
@@ -257,7 +255,7 @@ impl Shard {
     /// The names it masters and that somebody has or wants.
     #[cfg(feature = "model")]
     pub(crate) fn mastered(&self) -> impl Iterator<Item = &LockName> {
-        self.masters.iter().filter(|(_, m)| !m.resource.is_unused()).map(|(name, _)| name)
+        self.names.all_mastered().filter(|(_, m)| !m.resource.is_unused()).map(|(name, _)| name)
     }
 
     /// The bucket map this shard works under.

@@ -94,7 +94,7 @@ impl Shard {
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn end_all(&mut self, now: quorate_membership::Instant, out: &mut Vec<Output>) {
         self.now = now;
-        let all: Vec<LockId> = self.names.values().flat_map(|n| n.locks.iter().copied()).collect();
+        let all: Vec<LockId> = self.names.all_local().flat_map(|(_, n)| n.locks.iter().copied()).collect();
         for id in all {
             if self.locks.find(&id.0).is_some_and(|l| !l.is_ending()) {
                 self.end_forcibly(id, out);
@@ -106,7 +106,7 @@ impl Shard {
     /// Ends a lock whose owner cannot: what it might have been writing is not valid.
     fn end_forcibly(&mut self, id: LockId, out: &mut Vec<Output>) {
         let Some(lock) = self.locks.find(&id.0) else { return };
-        let was_writing = lock.value.is_some() && lock.granted.is_some_and(|g| Mode::PW <= g);
+        let was_writing = lock.copy.value.is_some() && lock.granted.is_some_and(|g| Mode::PW <= g);
         if lock.granted.is_none() && lock.operations.iter().all(super::local::Underway::is_untold) {
             self.end(id);
             out.push(Output::Done { id, completion: Completion::Unlocked });
@@ -144,7 +144,7 @@ impl Shard {
         };
         self.owners.add(request.owner, id, request.flags);
         let (name, owner) = (request.name.clone(), request.owner);
-        match self.names.get(&name).map(|n| n.place) {
+        match self.names.local(&name).map(super::local::LocalName::place) {
             Some(super::local::Place::Here) => self.on_owner(self.config.me, &name, id, owner),
             Some(super::local::Place::At { master, .. }) => {
                 self.send(master, Message::Owner { name, id, owner }, out);
@@ -158,7 +158,7 @@ impl Shard {
 
     /// A lock at its master belongs to somebody else now.
     pub(super) fn on_owner(&mut self, from: Identity, name: &LockName, id: LockId, owner: u64) {
-        if let Some(mastered) = self.masters.get_mut(name) {
+        if let Some(mastered) = self.names.mastered_mut(name) {
             mastered.resource.set_owner(LockKey { node: from, id }, owner);
         }
     }

@@ -26,7 +26,7 @@ impl Shard {
     ) -> Vec<(LockId, crate::LockName, Mode, crate::Range)> {
         use crate::wire::Operation;
         let mut pieces: Vec<Piece> = lock.piece(id).filter(|_| !lock.is_ending()).into_iter().collect();
-        let others = self.names.get(&lock.name).into_iter().flat_map(|n| &n.locks);
+        let others = self.names.local(&lock.name).into_iter().flat_map(|n| &n.locks);
         for other in others.filter_map(|id| self.locks.find(&id.0)) {
             let is_cut = other.posix && other.owner == lock.owner && other.granted.is_none();
             for operation in other.operations.iter().map(|u| &u.numbered.operation).filter(|_| is_cut) {
@@ -60,7 +60,7 @@ impl Shard {
     /// The master has granted the POSIX request `id`.
     pub(super) fn apply_posix(&mut self, id: LockId, (mode, token): (Mode, FencingToken)) {
         let Some(request) = self.locks.find(&id.0).cloned() else { return };
-        let Some(name) = self.names.get(&request.name) else { return };
+        let Some(name) = self.names.local(&request.name) else { return };
         let pieces: Vec<Piece> = name
             .locks
             .iter()
@@ -81,7 +81,7 @@ impl Shard {
             self.locks.insert(piece.id.0, lock);
             self.lock_count += 1;
             self.owners.add(request.owner, piece.id, Flags::NONE);
-            if let Some(name) = self.names.get_mut(&request.name) {
+            if let Some(name) = self.names.local_mut(&request.name) {
                 name.locks.insert(piece.id);
             }
         }

@@ -95,7 +95,7 @@ impl Shard {
         }
         let cx = context!(self);
         let mut changed = Vec::new();
-        for (name, mastered) in &mut self.masters {
+        for (name, mastered) in self.names.all_mastered_mut() {
             if !mastered.resource.is_touched_by(who) {
                 continue;
             }
@@ -141,8 +141,8 @@ impl Shard {
         }
         let looking: Vec<(LockName, Option<Generation>)> = self
             .names
-            .iter()
-            .filter_map(|(name, local)| match local.place {
+            .all_local()
+            .filter_map(|(name, local)| match local.place() {
                 Place::Looking { stale } => Some((name.clone(), stale)),
                 _ => None,
             })
@@ -158,7 +158,7 @@ impl Shard {
         let failed = self.view.debtors.contains_key(&who) && !self.has_bug(Bug::GrantBeforeFence);
         let cx = context!(self);
         let mut changed = Vec::new();
-        for (name, mastered) in &mut self.masters {
+        for (name, mastered) in self.names.all_mastered_mut() {
             if mastered.resource.locks().any(|l| l.key.node == who) {
                 let mut events = Vec::new();
                 if failed {
@@ -211,13 +211,14 @@ impl Shard {
     }
 
     /// Names that we master, to the new owners of their buckets.
-    fn register_masters(&self, old: &BTreeSet<Identity>, out: &mut BTreeMap<Identity, Registration>) {
+    fn register_masters(&mut self, old: &BTreeSet<Identity>, out: &mut BTreeMap<Identity, Registration>) {
         let moved: BTreeMap<u16, Identity> = map::buckets_of(self.config.index)
             .filter_map(|b| Some((b, map::owner_of(b, &self.view.members)?)))
             .filter(|(b, owner)| map::owner_of(*b, old) != Some(*owner))
             .collect();
-        for (name, mastered) in &self.masters {
+        for (name, mastered) in self.names.all_mastered_mut() {
             if let Some(owner) = moved.get(&map::bucket_of(name.as_bytes())) {
+                mastered.is_listed &= *owner == self.config.me;
                 let entry = (name.clone(), mastered.generation, mastered.resource.sequence());
                 out.entry(*owner).or_default().mastered.push(entry);
             }
@@ -229,29 +230,29 @@ impl Shard {
         let map = self.map;
         let members = &self.view.members;
         let is_gone =
-            |n: &LocalName| matches!(n.place, Place::At { master, .. } if !members.contains(&master));
+            |n: &LocalName| matches!(n.place(), Place::At { master, .. } if !members.contains(&master));
         let idle: Vec<LockName> = self
             .names
-            .iter()
+            .all_local()
             .filter(|(_, n)| n.locks.is_empty() && is_gone(n))
             .map(|(n, _)| n.clone())
             .collect();
         for name in idle {
-            self.names.remove(&name);
+            self.names.take_local(&name);
             self.released.remove(&name);
         }
-        for (name, local) in &mut self.names {
-            if let Place::At { master, .. } = local.place
+        for (name, local) in self.names.all_local_mut() {
+            if let Place::At { master, .. } = local.place()
                 && !self.view.members.contains(&master)
             {
-                local.place = Place::Recovering;
+                local.set_place(Place::Recovering);
                 for id in &local.locks {
                     if let Some(lock) = self.locks.find_mut(&id.0) {
                         lock.operations.iter_mut().for_each(|u| u.is_sent = false);
                     }
                 }
             }
-            if local.place != Place::Recovering {
+            if local.place() != Place::Recovering {
                 continue;
             }
             let Some(owner) = map::owner_of(map::bucket_of(name.as_bytes()), &self.view.members) else {
@@ -278,8 +279,8 @@ impl Shard {
         for (name, generation, sequence) in mastered {
             let bucket = self.buckets.get_mut(&map::bucket_of(name.as_bytes()));
             let Some(bucket) = bucket.filter(|b| !b.is_ready && b.since <= map) else { continue };
-            bucket.enter(name, from, generation);
             bucket.floor = bucket.floor.max(sequence);
+            self.enter(name, from, generation);
         }
         for state in buckets {
             let bucket = self.buckets.get_mut(&state.bucket);
@@ -332,7 +333,7 @@ impl Shard {
             self.answer_waiting(number, out);
         }
         if self.has_bug(Bug::StopEverything) {
-            let names: Vec<LockName> = self.names.keys().cloned().collect();
+            let names: Vec<LockName> = self.names.all_local().map(|(n, _)| n.clone()).collect();
             for name in names {
                 self.pass_on_all(&name, out);
             }
@@ -347,17 +348,17 @@ impl Shard {
         debtors: &BTreeSet<Identity>,
         out: &mut Vec<Output>,
     ) {
-        let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes())) else { return };
         let holders: BTreeSet<Identity> = locks.iter().map(|(from, _)| *from).collect();
-        if bucket.entries.contains_key(&name) {
+        if self.entry_of(&name).is_some() {
             // Rebuilt already, or mastered anew: the holder has not heard yet.
             for holder in holders {
                 self.send(holder, Message::Elsewhere { name: name.clone() }, out);
             }
             return;
         }
+        let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes())) else { return };
         let (generation, floor) = (bucket.next_generation(self.map), bucket.floor);
-        bucket.enter(name.clone(), self.config.me, generation);
+        self.enter(name.clone(), self.config.me, generation);
         if self.has_bug(Bug::LoseRelock) && 1 < locks.len() {
             locks.pop();
         }
@@ -379,7 +380,7 @@ impl Shard {
             resource.release(&cx, *who, self.config.weakest_hold, &mut events);
         }
         resource.settle(&cx, &mut events);
-        self.masters.insert(name.clone(), Mastered::new(generation, resource));
+        self.put_mastered(&name, Mastered::new(generation, resource));
         for holder in holders {
             // Before any answer: only the master is heard.
             let message = Message::Remastered { name: name.clone(), generation, map: self.map };
@@ -398,11 +399,15 @@ impl Shard {
     ) {
         let is_here = from == self.config.me;
         let never = self.has_bug(Bug::NeverResend);
-        let Some(local) = self.names.get_mut(name).filter(|n| n.place == Place::Recovering) else { return };
-        local.place = if is_here { Place::Here } else { Place::At { master: from, generation } };
+        let Some(local) = self.names.local_mut(name).filter(|n| n.place() == Place::Recovering) else {
+            return;
+        };
+        local.set_place(if is_here { Place::Here } else { Place::At { master: from, generation } });
         for id in &local.locks {
             let Some(lock) = self.locks.find_mut(&id.0) else { continue };
-            lock.value_clean = false;
+            if lock.copy.clean {
+                lock.copy.clean = false;
+            }
             for underway in &mut lock.operations {
                 // Registered for that map or an earlier one: the new master has it. Later ones it has not.
                 underway.is_sent = never || underway.since.is_some_and(|s| s <= map);
@@ -413,14 +418,16 @@ impl Shard {
     }
 
     pub(super) fn on_elsewhere(&mut self, name: &LockName, out: &mut Vec<Output>) {
-        let Some(local) = self.names.get_mut(name).filter(|n| n.place == Place::Recovering) else { return };
+        let Some(local) = self.names.local_mut(name).filter(|n| n.place() == Place::Recovering) else {
+            return;
+        };
         let has_granted =
             local.locks.iter().any(|id| self.locks.find(&id.0).is_some_and(|l| l.granted.is_some()));
         if has_granted {
             // Who has a lock is told by the new master itself; that is on its way.
             return;
         }
-        local.place = Place::Looking { stale: None };
+        local.set_place(Place::Looking { stale: None });
         for id in &local.locks {
             if let Some(lock) = self.locks.find_mut(&id.0) {
                 for underway in &mut lock.operations {
@@ -443,11 +450,11 @@ impl super::LocalLock {
             granted: self.granted,
             token: self.token,
             recovery: self.recovery,
-            value: self.value.clone(),
-            value_sequence: self.value_sequence,
-            value_invalid: self.value_invalid,
-            value_fresh: self.value_fresh,
-            value_clean: self.value_clean,
+            value: self.copy.value.clone(),
+            value_sequence: self.copy.sequence,
+            value_invalid: self.copy.invalid,
+            value_fresh: self.copy.fresh,
+            value_clean: self.copy.clean,
             operations: self
                 .operations
                 .iter()

@@ -25,7 +25,7 @@ impl Waits {
 impl Shard {
     /// An operation was carried out on the resource: who waits for whom may have changed.
     pub(super) fn note_waits(&mut self, name: &LockName) {
-        let has_waiters = self.masters.get(name).is_some_and(|m| m.resource.has_waiters());
+        let has_waiters = self.names.mastered(name).is_some_and(|m| m.resource.has_waiters());
         if has_waiters {
             if !self.waits.contended.contains(name) {
                 self.waits.contended.insert(name.clone());
@@ -66,7 +66,7 @@ impl Shard {
         }
         let without_order = self.has_bug(Bug::OverlookOrder);
         for name in &self.waits.contended {
-            if let Some(mastered) = self.masters.get(name) {
+            if let Some(mastered) = self.names.mastered(name) {
                 mastered.resource.waits(self.now, space, without_order, out);
             }
         }
