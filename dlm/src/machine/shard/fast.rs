@@ -6,11 +6,19 @@ use super::local::{LocalLock, LocalName, Place};
 use super::named::Named;
 use super::{Output, Shard};
 use crate::machine::LockKey;
-use crate::{Completion, Flags, Grant, LockId, LockRequest, UnlockRequest};
+use crate::wire::{Message, Numbered, Operation};
+use crate::{Completion, FencingToken, Flags, Grant, LockId, LockName, LockRequest, Mode, UnlockRequest};
 use core::time::Duration;
+use quorate_membership::Identity;
 
 /// Flags that make no difference where the lock is granted at once.
 const PLAIN: Flags = Flags(Flags::NOQUEUE.0 | Flags::NODLCKWT.0 | Flags::NORECOVERYWAIT.0);
+
+/// What the owner of a lock without a value block is told.
+fn granted(mode: Mode, token: FencingToken) -> Completion {
+    let (value, value_invalid, alt_mode, demoted) = (None, false, false, false);
+    Completion::Granted(Grant { mode, token, value, value_invalid, alt_mode, demoted })
+}
 
 impl Shard {
     /// Grants a new lock at once. False: the general way decides.
@@ -36,17 +44,42 @@ impl Shard {
         self.locks.insert(id.0, LocalLock::granted(request, token));
         self.lock_count += 1;
         self.owners.add(request.owner, id, request.flags);
-        let completion = Completion::Granted(Grant {
-            mode: request.mode,
-            token,
-            value: None,
-            value_invalid: false,
-            alt_mode: false,
-            demoted: false,
-        });
+        let completion = granted(request.mode, token);
         self.stats.local += 1;
         self.stats.ended(&completion, Duration::ZERO);
         out.push(Output::Done { id, completion });
+        true
+    }
+
+    /// Grants another node's new lock at once; the generation is the right one. False: the general way decides.
+    pub(super) fn operate_fast(
+        &mut self,
+        from: Identity,
+        name: &LockName,
+        id: LockId,
+        numbered: &Numbered,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        let Numbered { op, operation: Operation::New { mode, range, flags, owner, .. } } = *numbered else {
+            return false;
+        };
+        if flags.0 & !PLAIN.0 != 0 || self.bug.is_some() || from == self.config.me {
+            return false;
+        }
+        let cx = context!(self);
+        let Some(mastered) = self.names.mastered_mut(name) else { return false };
+        let key = LockKey { node: from, id };
+        // A repetition of what is here already has no answer of its own.
+        if mastered.resource.find(key).is_some() {
+            return false;
+        }
+        let Some(token) = mastered.resource.grant_at_once(&cx, key, (owner, range), mode) else {
+            return false;
+        };
+        mastered.set_unused(None);
+        let value_sequence = mastered.resource.value().sequence;
+        let completion = granted(mode, token);
+        self.send(from, Message::Done { id, op, completion, value_sequence }, out);
         true
     }
 
@@ -79,7 +112,7 @@ impl Shard {
             Place::At { master, generation } if request.flags.has(Flags::RELEASE) => {
                 let name = lock.name.clone();
                 self.stats.out += 1;
-                self.send(master, crate::wire::Message::Release { name, generation, id }, out);
+                self.send(master, Message::Release { name, generation, id }, out);
             }
             _ => return false,
         }

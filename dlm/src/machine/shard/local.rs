@@ -337,6 +337,8 @@ impl Shard {
         let Some(lock) = self.locks.find_mut(&id.0) else { return };
         lock.next_op += 1;
         let numbered = Numbered { op: lock.next_op, operation };
+        // Nearly always the only one.
+        lock.operations.reserve_exact(1);
         lock.operations.push(Underway { numbered, is_sent: false, since: None, at: self.now });
         self.pass_on(id, out);
     }
@@ -416,6 +418,7 @@ impl Shard {
             self.pass_on_all(&name, out);
         }
         self.unpark(&name, out);
+        self.note_use(&name);
     }
 
     pub(super) fn on_moved(
@@ -469,6 +472,10 @@ impl Shard {
         // A cancel has no answer of its own: it ends with what it was for.
         while lock.operations.first().is_some_and(|u| u.numbered.operation == Operation::Cancel) {
             lock.operations.remove(0);
+        }
+        if lock.operations.is_empty() {
+            // A lock that waits for nothing keeps no memory for it.
+            lock.operations = ThinVec::new();
         }
         if let Some(cut) = posix {
             self.apply_posix(id, cut);

@@ -66,6 +66,9 @@ impl Shard {
             };
             if fits {
                 self.stats.r#in += 1;
+                if self.operate_fast(from, &name, id, &numbered, out) {
+                    return;
+                }
                 self.operate(&name, LockKey { node: from, id }, numbered, out);
             }
         } else if self.is_looking(&name) {
@@ -150,7 +153,7 @@ impl Shard {
         self.note_waits(name);
     }
 
-    fn note_use(&mut self, name: &LockName) {
+    pub(super) fn note_use(&mut self, name: &LockName) {
         let now = self.now;
         let Some(mastered) = self.names.mastered_mut(name) else { return };
         if !mastered.resource.is_unused() {
@@ -175,7 +178,6 @@ impl Shard {
         let mut resource = Resource::held(&self.context(), floor, debtors);
         self.apply_stages(&mut resource);
         self.put_mastered(name, Mastered::new(generation, resource));
-        self.note_use(name);
     }
 
     /// What parked operations were waiting for is known.
