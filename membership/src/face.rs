@@ -1,5 +1,6 @@
 //! The face of membership to the other crates: traits that the driver implements and the simulator too.
 
+use crate::group::{Event as GroupEvent, GroupError, ProcessId};
 use crate::{Decision, Epoch, Identity, Lease, NodeId, Request, RequestError, View};
 use std::future::Future;
 use std::pin::Pin;
@@ -59,6 +60,8 @@ impl ServiceId {
     pub const FAILOVER: Self = Self(4);
     /// The node program's own messages.
     pub const NODE: Self = Self(5);
+    /// The process groups ([`crate::group`]).
+    pub const GROUPS: Self = Self(6);
 }
 
 /// Reliable messages between lives of nodes (R2): exactly once, in order per peer and service, across reconnects and
@@ -89,6 +92,62 @@ pub trait SessionHandler: Send + Sync {
     fn on_ready(&self, to: Identity) {
         let _ = to;
     }
+}
+
+/// Process groups: totally ordered messages among processes of many nodes, with view synchrony ([`crate::group`]).
+///
+/// ```
+/// use quorate_membership::group::Event;
+/// use quorate_membership::{GroupHandler, Groups};
+/// use std::sync::Arc;
+///
+/// struct Board;
+///
+/// impl GroupHandler for Board {
+///     fn on_event(&self, event: &Event) {
+///         match event {
+///             Event::Configuration { members, .. } => println!("{} processes", members.len()),
+///             Event::Message { from, payload, .. } => println!("{from}: {payload:?}"),
+///             Event::Dropped { first, last } => println!("send {first} to {last} again"),
+///             Event::Left => println!("gone"),
+///         }
+///     }
+/// }
+///
+/// fn announce(groups: &dyn Groups) -> Result<(), Box<dyn std::error::Error>> {
+///     let board = groups.join("board", Arc::new(Board))?;
+///     // Once the first configuration is there:
+///     board.multicast(b"hello".to_vec())?;
+///     board.leave();
+///     Ok(())
+/// }
+/// ```
+pub trait Groups: Send + Sync {
+    /// Joins a group as a new process; the first event is the configuration with it.
+    ///
+    /// # Errors
+    /// See [`GroupError`]; nobody joined.
+    fn join(&self, group: &str, handler: Arc<dyn GroupHandler>) -> Result<Box<dyn GroupMember>, GroupError>;
+}
+
+/// A process in a group. Dropping it without [`leave`](Self::leave) is a crash, which the others see as such.
+pub trait GroupMember: Send + Sync {
+    /// Its name.
+    fn id(&self) -> ProcessId;
+    /// Sends to all members, this one included. The number comes back with the message, or with the news that the view
+    /// ended before it had its place and nobody gets it. Never blocks.
+    ///
+    /// # Errors
+    /// See [`GroupError`]; nothing was sent.
+    fn multicast(&self, payload: Vec<u8>) -> Result<u64, GroupError>;
+    /// Leaves; the last event is [`GroupEvent::Left`].
+    fn leave(&self);
+}
+
+/// Receives the events of one process, in order, one at a time.
+pub trait GroupHandler: Send + Sync {
+    /// What happened. Called from the thread of the deliveries, or from one that sends; it may send, and must not block.
+    fn on_event(&self, event: &GroupEvent);
 }
 
 /// Why a message was not queued.

@@ -6,6 +6,7 @@ pub mod driver;
 mod evidence;
 mod explain;
 mod face;
+pub mod group;
 mod ids;
 mod lease;
 pub mod machine;
@@ -28,7 +29,8 @@ pub use evidence::{
 };
 pub use explain::Explanation;
 pub use face::{
-    BoxFuture, Membership, Runtime, SendError, ServiceId, SessionHandler, Sessions, ViewListener,
+    BoxFuture, GroupHandler, GroupMember, Groups, Membership, Runtime, SendError, ServiceId,
+    SessionHandler, Sessions, ViewListener,
 };
 pub use ids::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId, UuidError};
 pub use lease::Lease;

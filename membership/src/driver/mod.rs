@@ -6,6 +6,7 @@
 
 mod config;
 mod control;
+mod groups;
 mod link;
 mod node;
 pub mod pki;
@@ -17,6 +18,7 @@ mod storage;
 pub mod transport;
 
 pub use config::{AgreedTimes, CreateError, NodeConfig, StartError, create_cluster, random};
+pub use groups::NodeGroups;
 pub use link::HelloRefusal;
 pub use node::{Node, NodeEnd, ShutdownError};
 pub use progress::{LoopBeat, Progress};

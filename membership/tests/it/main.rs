@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test binary: a panic is a failure")]
 
+mod groups;
 mod invariants;
 #[cfg(feature = "driver")]
 mod node;
