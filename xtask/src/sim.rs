@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Simulations: the name people use, the package, the test in it.
-pub(crate) const SIMULATIONS: [(&str, &str, &str); 8] = [
+pub(crate) const SIMULATIONS: [(&str, &str, &str); 9] = [
     ("membership", "quorate-membership", "sim"),
     ("sessions", "quorate-membership", "session::"),
+    ("groups", "quorate-membership", "groups::"),
     ("dlm", "quorate-dlm", "sim"),
     ("fencing", "quorate-fencing", "sim"),
     ("ccs", "quorate-ccs", "sim"),
@@ -148,6 +149,7 @@ pub(crate) fn exists(name: &str) -> bool {
     let (folder, files) = match name {
         "stack" => ("failover", &["stack"][..]),
         "sessions" => ("membership", &["session"][..]),
+        "groups" => ("membership", &["groups"][..]),
         _ => (name, &["sim", "simulation"][..]),
     };
     let tests = root().join(folder).join("tests/it");

@@ -476,17 +476,27 @@ impl GroupMachine {
         }
     }
 
-    /// As the sequencer: gives an item its place.
+    /// As the sequencer: gives an item its place, behind what waits.
     fn order(&mut self, group: &str, from: ProcessId, item: Item, out: &mut Vec<Output>) {
-        let (me, epoch) = (self.me, self.epoch);
-        let copy = self
-            .copies
-            .entry(group.to_owned())
-            .or_insert_with(|| Copy::new(Members::new(), Position { epoch, order: 0 }));
-        if TAIL_MAX <= copy.tail.len() {
-            copy.waiting.push_back((from, item));
-            return;
+        let at = Position { epoch: self.epoch, order: 0 };
+        let copy = self.copies.entry(group.to_owned()).or_insert_with(|| Copy::new(Members::new(), at));
+        copy.waiting.push_back((from, item));
+        self.order_waiting(group, out);
+    }
+
+    /// As the sequencer: orders what waits, as long as not too much is unconfirmed.
+    fn order_waiting(&mut self, group: &str, out: &mut Vec<Output>) {
+        loop {
+            self.forget(group, self.stable(group));
+            let Some(copy) = self.copies.get_mut(group).filter(|c| c.tail.len() < TAIL_MAX) else { return };
+            let Some((process, item)) = copy.waiting.pop_front() else { return };
+            self.place(group, process, item, out);
         }
+    }
+
+    fn place(&mut self, group: &str, from: ProcessId, item: Item, out: &mut Vec<Output>) {
+        let (me, epoch) = (self.me, self.epoch);
+        let Some(copy) = self.copies.get_mut(group) else { return };
         let known = copy.members.get(&from).copied();
         let fits = match (&item, known) {
             (Item::Join, None) | (Item::Leave(_), Some(_)) => true,
@@ -499,11 +509,14 @@ impl GroupMachine {
         }
         let mut hosts = copy.hosts();
         let before = copy.at;
+        // A new node has nothing until what it is sent arrives.
+        let mut stable_max = u64::MAX;
         if item == Item::Join && hosts.insert(from.node) {
             // With what others may miss: whoever was a member longer may die before they have it.
             let ((members, at), tail) = (super::flush::before_tail(copy), copy.tail.clone());
             let has = if at.epoch == epoch { at.order + 1 } else { 0 };
             copy.received.insert(from.node, has);
+            stable_max = has;
             if from.node != me {
                 self.send(from.node, group, Body::Welcome { members, at }, out);
                 for entry in tail {
@@ -527,7 +540,7 @@ impl GroupMachine {
         for place in 1..=times {
             let at = Position { epoch, order: before.order + place };
             let entry = Entry { at, from, item: item.clone() };
-            let stable = self.stable(group);
+            let stable = self.stable(group).min(stable_max);
             for host in &hosts {
                 self.send(*host, group, Body::Ordered { entry: entry.clone(), stable }, out);
             }
@@ -548,15 +561,7 @@ impl GroupMachine {
         let Some(copy) = self.copies.get_mut(group) else { return };
         let known = copy.received.entry(from).or_default();
         *known = (*known).max(order.saturating_add(1));
-        let stable = self.stable(group);
-        self.forget(group, stable);
-        while let Some(copy) = self.copies.get_mut(group) {
-            if TAIL_MAX <= copy.tail.len() {
-                break;
-            }
-            let Some((process, item)) = copy.waiting.pop_front() else { break };
-            self.order(group, process, item, out);
-        }
+        self.order_waiting(group, out);
     }
 
     fn forget(&mut self, group: &str, stable: u64) {
