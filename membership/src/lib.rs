@@ -29,8 +29,8 @@ pub use evidence::{
 };
 pub use explain::Explanation;
 pub use face::{
-    BoxFuture, GroupHandler, GroupMember, Groups, Membership, Runtime, SendError, ServiceId,
-    SessionHandler, Sessions, ViewListener,
+    BoxFuture, GroupHandler, GroupMember, Groups, Membership, Runtime, SendError, ServiceId, SessionHandler,
+    Sessions, ViewListener,
 };
 pub use ids::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, StateId, UuidError};
 pub use lease::Lease;

@@ -4,10 +4,17 @@
 //! nodes have of it are beginnings of one history. The coordinator therefore takes the longest, which holds what every
 //! survivor has, adds the change of the view, and hands out what is missing. A view that comes meanwhile begins a new
 //! flush over what everybody has by then, which are still beginnings of one history.
+//!
+//! Two things are not in that history. Which processes run on a node, the node itself knows best: one that has seen its
+//! own leave is forgotten there, while the copies of the others may end before it. And a node without processes in a group
+//! may have an old copy, from when it ordered the group or had some: it is given a new one where what it lacks is nowhere
+//! kept any more, since only nodes with processes hold the others back from forgetting.
 
-use super::machine::{Copy, GroupMachine, Output, Position, ProcessId};
-use super::wire::{Body, Entry, Item, Members};
-use crate::{Epoch, Identity};
+use super::copy::Copy;
+use super::event::{Position, ProcessId, Reason};
+use super::machine::{GroupMachine, Output};
+use super::wire::{Body, Entry, Item};
+use crate::Identity;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A flush under way.
@@ -16,30 +23,10 @@ pub(super) struct Flush {
     coordinator: Identity,
     /// At the coordinator: what each node has.
     reports: BTreeMap<Identity, BTreeMap<String, Copy>>,
-    done: BTreeSet<Identity>,
+    /// Who has told everything, and which processes run there.
+    done: BTreeMap<Identity, BTreeSet<u64>>,
     /// Groups that go on at this node.
     goes_on: BTreeSet<String>,
-}
-
-/// The members and the position before the first entry that is kept.
-pub(super) fn before_tail(copy: &Copy) -> (Members, Position) {
-    let mut members = copy.members.clone();
-    for entry in copy.tail.iter().rev() {
-        match &entry.item {
-            Item::Join => drop(members.remove(&entry.from)),
-            Item::Leave(_) => drop(members.insert(entry.from, 0)),
-            Item::Message { number, .. } => drop(members.insert(entry.from, number.saturating_sub(1))),
-            Item::View(gone) => members.extend(gone.iter().map(|p| (*p, 0))),
-        }
-    }
-    let at = match copy.tail.front().map(|e| e.at) {
-        None => copy.at,
-        Some(Position { epoch, order: 0 }) => {
-            Position { epoch: Epoch(epoch.0.saturating_sub(1)), order: u64::MAX }
-        }
-        Some(Position { epoch, order }) => Position { epoch, order: order - 1 },
-    };
-    (members, at)
 }
 
 impl GroupMachine {
@@ -49,18 +36,20 @@ impl GroupMachine {
         self.flush = Some(Flush {
             coordinator,
             reports: BTreeMap::new(),
-            done: BTreeSet::new(),
+            done: BTreeMap::new(),
             goes_on: BTreeSet::new(),
         });
         self.copies.values_mut().for_each(Copy::forget_view);
         let copies: Vec<(String, Copy)> = self.copies.iter().map(|(n, c)| (n.clone(), c.clone())).collect();
         for (group, copy) in copies {
-            self.send(coordinator, &group, Body::Have { members: copy.members, at: copy.at }, out);
+            let (members, at) = copy.base;
+            self.send(coordinator, &group, Body::Have { members, at }, out);
             for entry in copy.tail {
                 self.send(coordinator, &group, Body::HaveEntry(entry), out);
             }
         }
-        self.send(coordinator, "", Body::HaveDone, out);
+        let processes = self.processes();
+        self.send(coordinator, "", Body::HaveDone { processes }, out);
     }
 
     /// Takes a message of the flush; gives back any other.
@@ -81,12 +70,12 @@ impl GroupMachine {
             }
             Body::HaveEntry(entry) if leads => {
                 if let Some(copy) = flush.reports.get_mut(&from).and_then(|r| r.get_mut(group)) {
-                    copy.tail.push_back(entry);
+                    copy.push(entry);
                 }
             }
-            Body::HaveDone if leads => {
-                flush.done.insert(from);
-                if self.nodes.values().all(|n| flush.done.contains(n)) {
+            Body::HaveDone { processes } if leads => {
+                flush.done.insert(from, processes);
+                if self.nodes.values().all(|n| flush.done.contains_key(n)) {
                     self.hand_out(out);
                 }
             }
@@ -98,10 +87,15 @@ impl GroupMachine {
                 flush.goes_on.insert(group.to_owned());
                 self.append(group, entry, out);
             }
-            Body::Begin if by_coordinator => {
+            Body::Begin { epoch } if by_coordinator => {
                 let goes_on = core::mem::take(&mut flush.goes_on);
                 self.flush = None;
+                self.epoch = epoch;
+                self.floor = 0;
                 self.copies.retain(|group, _| goes_on.contains(group));
+                for group in goes_on {
+                    self.drop_strange(&group);
+                }
                 self.resume(out);
             }
             other => return Some(other),
@@ -112,49 +106,53 @@ impl GroupMachine {
     /// As the coordinator, with everybody's report.
     fn hand_out(&mut self, out: &mut Vec<Output>) {
         let Some(flush) = self.flush.as_mut() else { return };
-        let reports = core::mem::take(&mut flush.reports);
+        let (reports, running) = (core::mem::take(&mut flush.reports), core::mem::take(&mut flush.done));
         let groups: BTreeSet<String> = reports.values().flat_map(|r| r.keys().cloned()).collect();
         let nodes: Vec<Identity> = self.nodes.values().copied().collect();
+        #[cfg(any(test, feature = "sim"))]
+        let (keeps_dead, keeps_left, trusts) = (
+            self.has(super::Bug::KeepsTheDead),
+            self.has(super::Bug::KeepsTheLeft),
+            self.has(super::Bug::TrustsOldCopies),
+        );
+        #[cfg(not(any(test, feature = "sim")))]
+        let (keeps_dead, keeps_left, trusts) = (false, false, false);
         for group in groups {
             let copies = reports.values().filter_map(|r| r.get(&group));
             let Some(longest) = copies.max_by_key(|c| c.at) else { continue };
-            let is_gone = |p: &&ProcessId| self.nodes.get(&p.node.node) != Some(&p.node);
-            let gone: Vec<ProcessId> = longest.members.keys().filter(is_gone).copied().collect();
+            let why = |p: &ProcessId| match running.get(&p.node) {
+                None => (!keeps_dead).then_some(Reason::NodeGone),
+                Some(processes) if processes.contains(&p.number) || keeps_left => None,
+                Some(_) => Some(Reason::Left),
+            };
+            let gone: Vec<(ProcessId, Reason)> =
+                longest.members.keys().filter_map(|p| why(p).map(|r| (*p, r))).collect();
             if gone.len() == longest.members.len() {
                 continue;
             }
-            #[cfg(any(test, feature = "sim"))]
-            let gone = if self.has(super::Bug::KeepsTheDead) { Vec::new() } else { gone };
             let change = Entry {
-                at: Position { epoch: self.epoch, order: 0 },
+                at: Position { epoch: self.record, order: 0 },
                 from: ProcessId { node: self.me, number: 0 },
                 item: Item::View(gone),
             };
-            for node in &nodes {
-                let hosts = longest.members.keys().any(|p| p.node == *node);
-                if !hosts && self.sequencer(&group) != Some(*node) {
-                    continue;
+            let hosts = longest.hosts();
+            let sequencer = self.sequencer(&group);
+            for node in nodes.iter().filter(|n| hosts.contains(*n) || sequencer == Some(**n)) {
+                let has = reports.get(node).and_then(|r| r.get(&group)).map(|c| c.at);
+                let (members, base) = longest.base.clone();
+                let has = has.filter(|at| base <= *at || trusts);
+                if has.is_none() {
+                    self.send(*node, &group, Body::Base { members, at: base }, out);
                 }
-                let has = match reports.get(node).and_then(|r| r.get(&group)) {
-                    Some(copy) => copy.at,
-                    None => {
-                        let (members, at) = before_tail(longest);
-                        self.send(*node, &group, Body::Base { members, at }, out);
-                        at
-                    }
-                };
-                for entry in longest.tail.iter().filter(|e| has < e.at) {
-                    #[cfg(any(test, feature = "sim"))]
-                    if self.has(super::Bug::SkipsMissing) && matches!(entry.item, Item::Message { .. }) {
-                        continue;
-                    }
+                for entry in longest.tail.iter().filter(|e| has.unwrap_or(base) < e.at) {
                     self.send(*node, &group, Body::Missing(entry.clone()), out);
                 }
                 self.send(*node, &group, Body::Missing(change.clone()), out);
             }
         }
+        let epoch = self.record;
         for node in nodes {
-            self.send(node, "", Body::Begin, out);
+            self.send(node, "", Body::Begin { epoch }, out);
         }
     }
 }

@@ -1,9 +1,12 @@
 //! The group machine of one node: its processes, its copies of the groups, and the order it gives to those it sequences.
 
+#[cfg(any(test, feature = "sim"))]
+use super::bug::Bug;
+use super::copy::Copy;
+use super::event::{Event, Position, ProcessId, Reason};
 use super::flush::Flush;
-use super::wire::{Body, Entry, GroupMessage, Item, Members};
+use super::wire::{Body, Entry, GroupMessage, GroupView, Item};
 use crate::{Epoch, Identity, NodeId, View};
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -15,83 +18,8 @@ pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
 pub const WINDOW_MESSAGES: usize = 256;
 /// How many bytes of them.
 pub const WINDOW_BYTES: usize = 1 << 20;
-/// What a sequencer keeps of a group that not every node has confirmed; then it orders nothing more for now.
-const TAIL_MAX: usize = 1_024;
-/// A node confirms after so many entries.
-const CONFIRM_EVERY: u64 = 32;
 /// Groups in which one node may have processes.
 const GROUPS_MAX: usize = 256;
-
-/// A process of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// The life of the node it runs on.
-    pub node: Identity,
-    /// Which of that life's processes; never used twice.
-    pub number: u64,
-}
-
-impl core::fmt::Display for ProcessId {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{}/{}", self.node, self.number)
-    }
-}
-
-/// A place in the order of a group. Equal at all its members, and growing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Position {
-    /// The record that last changed the members of the cluster.
-    pub epoch: Epoch,
-    /// Zero is the change itself.
-    pub order: u64,
-}
-
-/// Why a process is no member any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reason {
-    /// It left.
-    Left,
-    /// It ended without leaving, on a node that lives.
-    Crashed,
-    /// Its node was removed from the cluster.
-    NodeGone,
-}
-
-/// What a process is told, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The members from here on. The first one is that of the own join.
-    Configuration {
-        /// Where in the order.
-        at: Position,
-        /// Everybody, in one order everywhere.
-        members: Vec<ProcessId>,
-        /// Who came.
-        joined: Vec<ProcessId>,
-        /// Who went, and why.
-        left: Vec<(ProcessId, Reason)>,
-    },
-    /// A message of a member; also the own ones.
-    Message {
-        /// Where in the order.
-        at: Position,
-        /// The sender.
-        from: ProcessId,
-        /// As [`GroupMachine::multicast`] returned it to the sender.
-        number: u64,
-        /// The message.
-        payload: Vec<u8>,
-    },
-    /// The view ended before these own messages had their place: nobody gets them.
-    Dropped {
-        /// The first.
-        first: u64,
-        /// The last.
-        last: u64,
-    },
-    /// This process has left; nothing follows.
-    Left,
-}
 
 /// Why nothing was sent, or joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -136,32 +64,6 @@ pub enum Output {
     },
 }
 
-/// Deliberate mistakes that the simulation must find.
-#[cfg(any(test, feature = "sim"))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bug {
-    /// A sender delivers its own message before it has its place.
-    DeliversAtOnce,
-    /// What the others had in the old view is not handed out.
-    SkipsMissing,
-    /// What is still in order for the old view is taken in while the flush runs.
-    TakesOldViews,
-    /// What was dropped is sent again in the next view.
-    SendsDropped,
-    /// What is dropped is not told to its sender.
-    DropsSilently,
-    /// The own messages are not delivered.
-    ForgetsItself,
-    /// Processes of removed nodes stay.
-    KeepsTheDead,
-    /// A message comes from another process than its sender.
-    MixesSenders,
-    /// A message gets two places.
-    OrdersTwice,
-    /// The order of joins and leaves is each node's own.
-    TellsLeavesEarly,
-}
-
 #[derive(Debug)]
 struct Pending {
     number: u64,
@@ -181,73 +83,31 @@ struct Local {
     pending_bytes: usize,
 }
 
-/// A node's copy of a group.
-#[derive(Clone, Debug)]
-pub(super) struct Copy {
-    pub(super) members: Members,
-    pub(super) at: Position,
-    /// The last entries up to `at`, at least those that some node of the group may not have.
-    pub(super) tail: VecDeque<Entry>,
-    /// At a member: the last order that was confirmed to the sequencer.
-    confirmed: u64,
-    /// At the sequencer: how many of this view's places, from zero on, each node has confirmed.
-    received: BTreeMap<Identity, u64>,
-    /// At the sequencer: what waits until more is confirmed.
-    waiting: VecDeque<(ProcessId, Item)>,
-}
-
-impl Copy {
-    pub(super) fn new(members: Members, at: Position) -> Self {
-        Self {
-            members,
-            at,
-            tail: VecDeque::new(),
-            confirmed: 0,
-            received: BTreeMap::new(),
-            waiting: VecDeque::new(),
-        }
-    }
-
-    /// What belongs to the view that ends.
-    pub(super) fn forget_view(&mut self) {
-        self.confirmed = 0;
-        self.received.clear();
-        self.waiting.clear();
-    }
-
-    fn hosts(&self) -> BTreeSet<Identity> {
-        self.members.keys().map(|p| p.node).collect()
-    }
-
-    /// The next entry.
-    pub(super) fn push(&mut self, entry: Entry) {
-        match &entry.item {
-            Item::Join => drop(self.members.insert(entry.from, 0)),
-            Item::Leave(_) => drop(self.members.remove(&entry.from)),
-            Item::Message { number, .. } => drop(self.members.insert(entry.from, *number)),
-            Item::View(gone) => self.members.retain(|p, _| !gone.contains(p)),
-        }
-        self.at = entry.at;
-        self.tail.push_back(entry);
-    }
-}
-
 /// All groups as one life of one node sees them.
 #[derive(Debug)]
 pub struct GroupMachine {
     pub(super) me: Identity,
-    /// The members of the cluster, and the record that last changed them.
+    /// The members of the cluster.
     pub(super) nodes: BTreeMap<NodeId, Identity>,
+    /// Which members these are.
+    pub(super) view: GroupView,
+    /// The newest record here.
+    pub(super) record: Epoch,
+    /// The epoch of the places given in this view; the flush tells it.
     pub(super) epoch: Epoch,
     pub(super) flush: Option<Flush>,
     pub(super) copies: BTreeMap<String, Copy>,
+    /// As a sequencer: the highest order in this view of a group that has no members any more.
+    pub(super) floor: u64,
+    /// Entries that did not follow on what was here. Other than zero is a fault of the protocol.
+    pub(super) gaps: u64,
     locals: BTreeMap<u64, Local>,
     next_process: u64,
     /// Messages of this view that came before it began here.
     early: VecDeque<(Identity, GroupMessage)>,
     loopback: VecDeque<GroupMessage>,
     #[cfg(any(test, feature = "sim"))]
-    bug: Option<Bug>,
+    pub(super) bug: Option<Bug>,
 }
 
 impl GroupMachine {
@@ -257,9 +117,13 @@ impl GroupMachine {
         Self {
             me,
             nodes: BTreeMap::new(),
+            view: GroupView::default(),
+            record: Epoch(0),
             epoch: Epoch(0),
             flush: None,
             copies: BTreeMap::new(),
+            floor: 0,
+            gaps: 0,
             locals: BTreeMap::new(),
             next_process: 0,
             early: VecDeque::new(),
@@ -285,6 +149,12 @@ impl GroupMachine {
     #[must_use]
     pub fn view(&self) -> Option<Epoch> {
         (self.flush.is_none() && !self.nodes.is_empty()).then_some(self.epoch)
+    }
+
+    /// How often an entry came that did not follow on what was here: none is lost between two nodes, so zero.
+    #[must_use]
+    pub fn gaps(&self) -> u64 {
+        self.gaps
     }
 
     /// Starts a process and its join. Its first event is the configuration with itself in it.
@@ -378,18 +248,18 @@ impl GroupMachine {
 
     /// A record was installed. Only one that changes the members matters here.
     pub fn on_view(&mut self, view: &Arc<View>, out: &mut Vec<Output>) {
-        let nodes: BTreeMap<NodeId, Identity> =
-            view.members.iter().map(|(n, i)| (*n, Identity::new(*n, *i))).collect();
-        if nodes == self.nodes {
+        self.record = view.epoch;
+        let group_view = GroupView::of(view);
+        if group_view == self.view {
             return;
         }
-        self.nodes = nodes;
+        self.view = group_view;
+        self.nodes = view.identities().map(|i| (i.node, i)).collect();
         if self.nodes.get(&self.me.node) != Some(&self.me) {
             // This life is over, or has not begun.
             self.nodes.clear();
             return;
         }
-        self.epoch = view.epoch;
         self.early.clear();
         self.begin_flush(out);
         self.drain(out);
@@ -409,7 +279,7 @@ impl GroupMachine {
     }
 
     pub(super) fn send(&mut self, to: Identity, group: &str, body: Body, out: &mut Vec<Output>) {
-        let message = GroupMessage { epoch: self.epoch, group: group.to_owned(), body };
+        let message = GroupMessage { view: self.view, group: group.to_owned(), body };
         if to == self.me {
             self.loopback.push_back(message);
         } else {
@@ -437,7 +307,7 @@ impl GroupMachine {
     }
 
     fn take(&mut self, from: Identity, message: GroupMessage, out: &mut Vec<Output>) {
-        let old = message.epoch != self.epoch;
+        let old = message.view != self.view;
         #[cfg(any(test, feature = "sim"))]
         let old = old && !(self.has(Bug::TakesOldViews) && matches!(message.body, Body::Ordered { .. }));
         if old || self.nodes.get(&from.node) != Some(&from) {
@@ -450,142 +320,26 @@ impl GroupMachine {
         #[cfg(not(any(test, feature = "sim")))]
         let waits = self.flush.is_some();
         if waits {
-            self.early.push_back((from, GroupMessage { epoch: self.epoch, group, body }));
+            self.early.push_back((from, GroupMessage { view: self.view, group, body }));
             return;
         }
         match body {
-            Body::Submit { from: process, item } if process.node == from => {
-                if self.sequencer(&group) == Some(self.me) {
-                    self.order(&group, process, item, out);
-                }
+            Body::Submit { from: process, item }
+                if process.node == from && self.sequencer(&group) == Some(self.me) =>
+            {
+                self.order(&group, process, item, out);
             }
             Body::Ordered { entry, stable } => {
                 self.append(&group, entry, out);
                 self.confirm(&group, stable, out);
             }
             Body::Welcome { members, at } => {
+                // Without a process in the group nothing is kept of it, so this replaces nothing.
                 self.copies.insert(group, Copy::new(members, at));
             }
-            Body::Kept(entry) => {
-                if let Some(copy) = self.copies.get_mut(&group).filter(|c| c.at < entry.at) {
-                    copy.push(entry);
-                }
-            }
+            Body::Kept(entry) => self.keep(&group, entry),
             Body::Received { order } => self.on_received(&group, from, order, out),
             _ => {}
-        }
-    }
-
-    /// As the sequencer: gives an item its place, behind what waits.
-    fn order(&mut self, group: &str, from: ProcessId, item: Item, out: &mut Vec<Output>) {
-        let at = Position { epoch: self.epoch, order: 0 };
-        let copy = self.copies.entry(group.to_owned()).or_insert_with(|| Copy::new(Members::new(), at));
-        copy.waiting.push_back((from, item));
-        self.order_waiting(group, out);
-    }
-
-    /// As the sequencer: orders what waits, as long as not too much is unconfirmed.
-    fn order_waiting(&mut self, group: &str, out: &mut Vec<Output>) {
-        loop {
-            self.forget(group, self.stable(group));
-            let Some(copy) = self.copies.get_mut(group).filter(|c| c.tail.len() < TAIL_MAX) else { return };
-            let Some((process, item)) = copy.waiting.pop_front() else { return };
-            self.place(group, process, item, out);
-        }
-    }
-
-    fn place(&mut self, group: &str, from: ProcessId, item: Item, out: &mut Vec<Output>) {
-        let (me, epoch) = (self.me, self.epoch);
-        let Some(copy) = self.copies.get_mut(group) else { return };
-        let known = copy.members.get(&from).copied();
-        let fits = match (&item, known) {
-            (Item::Join, None) | (Item::Leave(_), Some(_)) => true,
-            // What was dropped at the end of a view leaves a gap.
-            (Item::Message { number, .. }, Some(last)) => last < *number,
-            _ => false,
-        };
-        if !fits {
-            return;
-        }
-        let mut hosts = copy.hosts();
-        let before = copy.at;
-        // A new node has nothing until what it is sent arrives.
-        let mut stable_max = u64::MAX;
-        if item == Item::Join && hosts.insert(from.node) {
-            // With what others may miss: whoever was a member longer may die before they have it.
-            let ((members, at), tail) = (super::flush::before_tail(copy), copy.tail.clone());
-            let has = if at.epoch == epoch { at.order + 1 } else { 0 };
-            copy.received.insert(from.node, has);
-            stable_max = has;
-            if from.node != me {
-                self.send(from.node, group, Body::Welcome { members, at }, out);
-                for entry in tail {
-                    self.send(from.node, group, Body::Kept(entry), out);
-                }
-            }
-        }
-        hosts.remove(&me);
-        #[cfg(any(test, feature = "sim"))]
-        let from = match (&item, self.bug) {
-            (Item::Message { .. }, Some(Bug::MixesSenders)) => {
-                let members = self.copies.get(group).map(|c| c.members.clone()).unwrap_or_default();
-                members.keys().next().copied().unwrap_or(from)
-            }
-            _ => from,
-        };
-        #[cfg(any(test, feature = "sim"))]
-        let times = if self.has(Bug::OrdersTwice) && matches!(item, Item::Message { .. }) { 2 } else { 1 };
-        #[cfg(not(any(test, feature = "sim")))]
-        let times = 1;
-        for place in 1..=times {
-            let at = Position { epoch, order: before.order + place };
-            let entry = Entry { at, from, item: item.clone() };
-            let stable = self.stable(group).min(stable_max);
-            for host in &hosts {
-                self.send(*host, group, Body::Ordered { entry: entry.clone(), stable }, out);
-            }
-            self.append(group, entry, out);
-            self.confirm(group, stable, out);
-        }
-    }
-
-    /// As the sequencer: how many of this view's places every node of the group has.
-    fn stable(&self, group: &str) -> u64 {
-        let Some(copy) = self.copies.get(group) else { return 0 };
-        let hosts = copy.hosts();
-        let others = hosts.iter().filter(|h| **h != self.me);
-        others.map(|h| copy.received.get(h).copied().unwrap_or(0)).min().unwrap_or(copy.at.order + 1)
-    }
-
-    fn on_received(&mut self, group: &str, from: Identity, order: u64, out: &mut Vec<Output>) {
-        let Some(copy) = self.copies.get_mut(group) else { return };
-        let known = copy.received.entry(from).or_default();
-        *known = (*known).max(order.saturating_add(1));
-        self.order_waiting(group, out);
-    }
-
-    fn forget(&mut self, group: &str, stable: u64) {
-        let Some(order) = stable.checked_sub(1) else { return };
-        let last = Position { epoch: self.epoch, order };
-        if let Some(copy) = self.copies.get_mut(group) {
-            while copy.tail.front().is_some_and(|e| e.at <= last) {
-                copy.tail.pop_front();
-            }
-        }
-    }
-
-    /// Confirms from time to time, and forgets what everybody has.
-    fn confirm(&mut self, group: &str, stable: u64, out: &mut Vec<Output>) {
-        self.forget(group, stable);
-        let sequencer = self.sequencer(group);
-        let Some(copy) = self.copies.get_mut(group) else { return };
-        if sequencer == Some(self.me) || copy.at.order < copy.confirmed + CONFIRM_EVERY {
-            return;
-        }
-        copy.confirmed = copy.at.order;
-        let order = copy.at.order;
-        if let Some(to) = sequencer {
-            self.send(to, group, Body::Received { order }, out);
         }
     }
 
@@ -593,6 +347,10 @@ impl GroupMachine {
     pub(super) fn append(&mut self, group: &str, entry: Entry, out: &mut Vec<Output>) {
         let Some(copy) = self.copies.get_mut(group) else { return };
         if entry.at <= copy.at {
+            return;
+        }
+        if !copy.is_next(entry.at) {
+            self.gaps += 1;
             return;
         }
         let Entry { at, from, item } = entry.clone();
@@ -612,19 +370,42 @@ impl GroupMachine {
                 }
             }
             Item::Message { number, payload } => {
+                #[cfg(any(test, feature = "sim"))]
+                if self.has(Bug::SkipsMissing) && self.flush.is_some() {
+                    return;
+                }
                 self.tell(group, at, from, number, &payload, out);
             }
             Item::View(gone) => {
                 if !gone.is_empty() {
-                    let left = gone.into_iter().map(|p| (p, Reason::NodeGone)).collect();
-                    self.configure(group, at, vec![], left, out);
+                    self.configure(group, at, vec![], gone, out);
                 }
             }
         }
+        if self.flush.is_none() {
+            self.drop_strange(group);
+        }
+    }
+
+    /// Takes an entry from before the own processes' time into the copy.
+    fn keep(&mut self, group: &str, entry: Entry) {
+        match self.copies.get_mut(group) {
+            Some(copy) if copy.is_next(entry.at) => copy.push(entry),
+            _ => self.gaps += 1,
+        }
+    }
+
+    /// A node without processes in a group keeps nothing of it, unless it orders it.
+    pub(super) fn drop_strange(&mut self, group: &str) {
         let hosts = self.copies.get(group).is_some_and(|c| c.hosts().contains(&self.me));
-        if !hosts && self.flush.is_none() && self.sequencer(group) != Some(self.me) {
+        if !hosts && self.sequencer(group) != Some(self.me) {
             self.copies.remove(group);
         }
+    }
+
+    /// The processes here that have not ended.
+    pub(super) fn processes(&self) -> BTreeSet<u64> {
+        self.locals.keys().copied().collect()
     }
 
     fn local(&mut self, process: ProcessId) -> Option<&mut Local> {

@@ -1,15 +1,35 @@
 //! The messages between group machines. They travel in sessions: exactly once and in order between two lives.
 //!
-//! Layout: one byte of version, then postcard. `epoch` is always that of the record which last changed the members; what
-//! belongs to another one is dropped.
+//! Layout: one byte of version, then postcard. Every message names the view it belongs to; what belongs to another one is
+//! dropped.
 
-use super::machine::{Position, ProcessId, Reason};
-use crate::Epoch;
+use super::event::{Position, ProcessId, Reason};
+use crate::{Epoch, View};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The version that a message starts with.
 const VERSION: u8 = 1;
+
+/// Which members the cluster has, told from all it had before and will have.
+///
+/// A node may skip records, so their epochs do not say it. Lives only begin and rise, and between two such changes members
+/// only go: so the sum of the lives and the number of those that are gone never come back as a pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GroupView {
+    lives: u64,
+    gone: u32,
+}
+
+impl GroupView {
+    pub(super) fn of(view: &View) -> Self {
+        let sum = view.lives.values().fold(0_u64, |sum, life| sum.wrapping_add(life.0));
+        // One more for each node, so that a first life of zero counts.
+        let lives = sum.wrapping_add(view.lives.len() as u64);
+        let gone = view.lives.len().saturating_sub(view.members.len());
+        Self { lives, gone: u32::try_from(gone).unwrap_or(u32::MAX) }
+    }
+}
 
 /// Something in the order of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,8 +41,8 @@ pub(super) enum Item {
         number: u64,
         payload: Vec<u8>,
     },
-    /// The members of the cluster changed; these processes went with their nodes.
-    View(Vec<ProcessId>),
+    /// The members of the cluster changed; these processes went, most with their nodes.
+    View(Vec<(ProcessId, Reason)>),
 }
 
 /// An item with its place.
@@ -32,6 +52,14 @@ pub(super) struct Entry {
     /// Whose item it is; meaningless for `View`.
     pub(super) from: ProcessId,
     pub(super) item: Item,
+}
+
+impl Entry {
+    /// About what it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let payload = if let Item::Message { payload, .. } = &self.item { payload.len() } else { 0 };
+        payload + 64
+    }
 }
 
 /// Who is in a group, and the number of the last message of each.
@@ -55,20 +83,20 @@ pub(super) enum Body {
     Have { members: Members, at: Position },
     /// Entries that this copy keeps, oldest first, after its `Have`.
     HaveEntry(Entry),
-    /// That was all.
-    HaveDone,
+    /// That was all. The processes that run on this node: others of it that a copy knows have ended.
+    HaveDone { processes: BTreeSet<u64> },
     /// From the coordinator: start from this copy.
     Base { members: Members, at: Position },
     /// Append this.
     Missing(Entry),
-    /// The new view begins. Copies for which nothing came in this flush are dropped.
-    Begin,
+    /// The new view begins. Copies for which nothing came in this flush are dropped. Places have this epoch.
+    Begin { epoch: Epoch },
 }
 
 /// A message of one group machine to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupMessage {
-    pub(super) epoch: Epoch,
+    pub(super) view: GroupView,
     /// Empty where all groups are meant.
     pub(super) group: String,
     pub(super) body: Body,
@@ -101,9 +129,10 @@ mod tests {
     fn a_message_is_read_back_and_random_bytes_never_panic() {
         let from = ProcessId { node: Identity::new(NodeId(1), Incarnation(2)), number: 3 };
         let body = Body::Submit { from, item: Item::Message { number: 4, payload: b"hi".to_vec() } };
-        let message = GroupMessage { epoch: Epoch(5), group: "g".into(), body };
+        let view = GroupView { lives: 5, gone: 6 };
+        let message = GroupMessage { view, group: "g".into(), body };
         let bytes = message.encode();
-        assert_eq!(bytes, [1, 5, 1, b'g', 0, 1, 2, 3, 2, 4, 2, b'h', b'i']);
+        assert_eq!(bytes, [1, 5, 6, 1, b'g', 0, 1, 2, 3, 2, 4, 2, b'h', b'i']);
         assert_eq!(GroupMessage::decode(&bytes), Some(message));
         let mut rng = Rng::new(1);
         for _ in 0..20_000 {

@@ -23,7 +23,7 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 #[test]
 fn groups_keep_their_order_and_their_views() {
     let mut total = sim::Work::default();
-    for seed in seeds(100) {
+    for seed in seeds(60) {
         match catch_unwind(AssertUnwindSafe(|| sim::run(seed, None))) {
             Ok(work) => total.add(&work),
             Err(panic) => {
@@ -33,7 +33,7 @@ fn groups_keep_their_order_and_their_views() {
         }
     }
     println!("{total:?}");
-    if 10 < seeds(100).count() {
+    if 10 < seeds(60).count() {
         assert!(0 < total.sent && 0 < total.delivered && 0 < total.dropped && 0 < total.configurations);
         assert!(0 < total.crashes && 0 < total.removed);
     }
@@ -86,7 +86,18 @@ fn a_sender_left_out_is_found() {
 
 #[test]
 fn processes_of_removed_nodes_that_stay_are_found() {
-    caught(Bug::KeepsTheDead, "membership order");
+    // Or by what waits forever for a word of a dead node.
+    caught(Bug::KeepsTheDead, "");
+}
+
+#[test]
+fn processes_that_left_unseen_and_stay_are_found() {
+    caught(Bug::KeepsTheLeft, "membership order");
+}
+
+#[test]
+fn a_group_that_goes_on_from_an_old_copy_is_found() {
+    caught(Bug::TrustsOldCopies, "gap");
 }
 
 #[test]

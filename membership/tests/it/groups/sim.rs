@@ -13,7 +13,7 @@ use quorate_membership::{ClusterId, Epoch, Identity, Incarnation, Instant, NodeI
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-const PHASE_ONE: Instant = Instant(20_000_000_000);
+const PHASE_ONE: Instant = Instant(8_000_000_000);
 const GROUPS: [&str; 3] = ["alpha", "beta", "gamma"];
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,9 @@ enum Ev {
     Arrive { from: Identity, to: Identity },
 }
 
+/// What is under way of a session, with the record that its sender had installed.
+type Wire = VecDeque<(Epoch, Vec<u8>)>;
+
 struct Process {
     group: String,
     members: Vec<ProcessId>,
@@ -65,8 +68,7 @@ struct World {
     schedule: Schedule<Ev>,
     nodes: BTreeMap<Identity, Node>,
     views: Vec<Arc<View>>,
-    /// What is under way of each session, with the record that its sender had installed.
-    wires: BTreeMap<(Identity, Identity), VecDeque<(Epoch, Vec<u8>)>>,
+    wires: BTreeMap<(Identity, Identity), Wire>,
     last_at: BTreeMap<(Identity, Identity), Instant>,
     cut: BTreeSet<(NodeId, NodeId)>,
     delay_max: Duration,
@@ -116,6 +118,7 @@ impl World {
         let mut view = View::empty(ClusterId::from_bytes([1; 16]));
         view.epoch = Epoch(1);
         view.members = (1..=self.count).map(|n| (NodeId(n), Incarnation(1))).collect();
+        view.lives = view.members.clone();
         let view = Arc::new(view);
         self.views.push(view.clone());
         view.identities().collect::<Vec<_>>().into_iter().for_each(|who| self.start(who));
@@ -272,6 +275,7 @@ impl World {
                 let newest = self.views.iter().filter_map(|v| v.members.get(&node)).max().map_or(0, |i| i.0);
                 self.nodes.retain(|i, _| i.node != node);
                 view.members.insert(node, Incarnation(newest + 1));
+                view.lives.insert(node, Incarnation(newest + 1));
                 starts = Some(Identity::new(node, Incarnation(newest + 1)));
             }
             _ => {}
@@ -320,6 +324,7 @@ impl World {
         let message = GroupMessage::decode(&bytes).expect("what is encoded decodes");
         let mut out = Vec::new();
         node.machine.on_message(from, message, &mut out);
+        assert_eq!(node.machine.gaps(), 0, "a gap: {to} lacks what came before a message of {from}");
         self.carry_out(to, out);
     }
 

@@ -236,7 +236,12 @@ impl TestCluster {
 
     pub(crate) fn start_with(&mut self, node: u32, config: NodeConfig) -> Running {
         let running = Running::start(config);
-        self.addresses.insert(NodeId(node), vec![running.node.local_address()]);
+        self.runs_at(node, running.node.local_address());
         running
+    }
+
+    /// Where the others find this node.
+    pub(crate) fn runs_at(&mut self, node: u32, address: SocketAddr) {
+        self.addresses.insert(NodeId(node), vec![address]);
     }
 }

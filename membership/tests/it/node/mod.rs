@@ -2,6 +2,7 @@
 
 mod cluster;
 mod forming;
+mod groups;
 mod keys;
 mod refusals;
 mod upgrade;

@@ -4,10 +4,12 @@ use quorate_membership::Epoch;
 use quorate_membership::group::{Position, ProcessId};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// The group, the content, and the view the sender was in; none between two views.
+type Sent = (String, Vec<u8>, Option<Epoch>);
+
 #[derive(Default)]
 pub(crate) struct NoCreation {
-    /// Content, and the view the sender was in; none between two views.
-    sent: BTreeMap<(ProcessId, u64), (String, Vec<u8>, Option<Epoch>)>,
+    sent: BTreeMap<(ProcessId, u64), Sent>,
     got: BTreeSet<(ProcessId, ProcessId, u64)>,
 }
 
