@@ -78,6 +78,9 @@ struct Local {
     /// It ended, or wants to leave; its leave has no place yet.
     leaving: Option<Reason>,
     joined: bool,
+    /// The view in which its join was given to the sequencer last. If an earlier one had a place for it, in a history that
+    /// this node had no part in, join and leave there are over: they are not this one's.
+    since: Epoch,
     next_number: u64,
     pending: VecDeque<Pending>,
     pending_bytes: usize,
@@ -178,6 +181,7 @@ impl GroupMachine {
             group: group.to_owned(),
             leaving: None,
             joined: false,
+            since: self.epoch,
             next_number: 1,
             pending: VecDeque::new(),
             pending_bytes: 0,
@@ -357,14 +361,14 @@ impl GroupMachine {
         copy.push(entry);
         match item {
             Item::Join => {
-                if let Some(local) = self.local(from) {
+                if let Some(local) = self.local(from).filter(|l| l.since <= at.epoch) {
                     local.joined = true;
                 }
                 self.configure(group, at, vec![from], vec![], out);
             }
             Item::Leave(reason) => {
                 self.configure(group, at, vec![], vec![(from, reason)], out);
-                if self.local(from).is_some() {
+                if self.local(from).is_some_and(|l| l.since <= at.epoch) {
                     self.locals.remove(&from.number);
                     out.push(Output::Event { process: from.number, event: Event::Left });
                 }
@@ -486,6 +490,7 @@ impl GroupMachine {
                 local.pending_bytes = local.pending.iter().map(|p| p.payload.len()).sum();
             }
             if !local.joined {
+                local.since = self.epoch;
                 items.push(Item::Join);
             }
             let group = local.group.clone();
