@@ -22,6 +22,21 @@ pub enum StateName {
     StopFailed,
 }
 
+impl core::fmt::Display for StateName {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Stopped(Idle::Disabled) => "disabled",
+            Self::Stopped(Idle::NoNode) => "stopped: no node that may run it is there",
+            Self::Stopped(Idle::FailedEverywhere) => "stopped: it failed on every node that may run it",
+            Self::WaitingForFence => "waiting for the fence of a former owner",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::StopFailed => "could not be stopped: disable it once it is stopped",
+        })
+    }
+}
+
 /// A service, as one node knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ServiceStatus {

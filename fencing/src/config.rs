@@ -24,6 +24,16 @@ pub enum Action {
     Reboot,
 }
 
+impl core::fmt::Display for Action {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Reboot => "reboot",
+        })
+    }
+}
+
 /// One device that can fence, such as a power switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FenceDevice {

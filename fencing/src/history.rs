@@ -107,3 +107,54 @@ pub enum Wait {
     /// The cluster's decision.
     Decision,
 }
+
+impl core::fmt::Display for How {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Storage { server, epoch } => write!(f, "storage server {server} has view {epoch}"),
+            Self::Lease => f.write_str("the end of its lease"),
+            Self::Device { method, device, action } => {
+                write!(f, "{action} by device {device} of method {method}")
+            }
+            Self::Spared => f.write_str("a later life of it is a member: no method is run"),
+            Self::Person { by } => write!(f, "the word of {by}"),
+            Self::Decided { epoch, resources } => {
+                write!(f, "record {epoch}: fenced from {}", list(resources))
+            }
+        }
+    }
+}
+
+impl core::fmt::Display for Wait {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Quorum => f.write_str("a quorum"),
+            Self::Lease(_) => f.write_str("the end of its lease"),
+            Self::Server { server, failure: None } => write!(f, "storage server {server}"),
+            Self::Server { server, failure: Some(text) } => write!(f, "storage server {server}: {text}"),
+            Self::Device { method, device } => write!(f, "device {device} of method {method}"),
+            Self::Retry(_) => f.write_str("the pause before its methods are tried again"),
+            Self::Person => f.write_str("a person: `quorate fence confirm`"),
+            Self::Decision => f.write_str("the cluster's decision"),
+        }
+    }
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl core::fmt::Display for IncidentStatus {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let coordinator = self.coordinator.map_or_else(|| "nobody".to_owned(), |c| c.to_string());
+        write!(
+            f,
+            "{} is not fenced from {} yet, since record {}",
+            self.victim,
+            list(&self.open),
+            self.removed
+        )?;
+        write!(f, "; {coordinator} coordinates")?;
+        if self.waits.is_empty() { Ok(()) } else { write!(f, "; it waits for {}", list(&self.waits)) }
+    }
+}

@@ -1,6 +1,6 @@
 //! The commands' end of the admin socket, with plain blocking calls.
 
-use super::protocol::{Command, FileOperation, FileStatus, Reply, Request, read_frame, write_frame};
+use super::protocol::{Command, FileOperation, FileStatus, Reply, Request, read_reply, write_frame};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -28,7 +28,7 @@ impl Client {
     /// The connection broke.
     pub fn ask(&mut self, request: &Request) -> io::Result<Reply> {
         write_frame(&mut self.stream, request)?;
-        read_frame(&mut self.stream)?
+        read_reply(&mut self.stream)?
             .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the node closed the connection"))
     }
 

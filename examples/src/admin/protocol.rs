@@ -10,10 +10,16 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
 /// The version of this protocol. Both ends must have the same.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// The longest frame, the version byte counted.
 pub const FRAME_BYTES_MAX: usize = 2 << 20;
+
+/// A reply above this goes in pieces.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// The longest reply, all its pieces together.
+pub const REPLY_BYTES_MAX: usize = 256 << 20;
 
 /// The most bytes one `Read` or `Write` of the file API carries.
 pub const IO_BYTES_MAX: usize = 1 << 20;
@@ -355,6 +361,13 @@ pub enum Reply {
     },
     /// The request was not understood, or the caller may not ask this.
     Refused(String),
+    /// A part of the encoding of a reply that is longer than a frame.
+    Piece {
+        /// Whether nothing follows.
+        last: bool,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
 }
 
 /// Writes one frame.
@@ -381,6 +394,52 @@ pub fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     }
     frame[..4].copy_from_slice(&(len as u32).to_le_bytes());
     Ok(frame)
+}
+
+/// A reply in one frame, or in as many as it takes.
+///
+/// # Errors
+/// `InvalidInput` for a reply above [`REPLY_BYTES_MAX`].
+pub fn encode_reply(reply: &Reply) -> io::Result<Vec<u8>> {
+    let whole = postcard::to_allocvec(reply).map_err(io::Error::other)?;
+    if whole.len() <= PIECE_BYTES {
+        return encode(reply);
+    }
+    if REPLY_BYTES_MAX < whole.len() {
+        let text = format!("an answer of {} bytes is too long: ask for less", whole.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let mut frames = Vec::with_capacity(whole.len() + whole.len() / PIECE_BYTES * 16);
+    let mut pieces = whole.chunks(PIECE_BYTES).peekable();
+    while let Some(bytes) = pieces.next() {
+        frames.extend(encode(&Reply::Piece { last: pieces.peek().is_none(), bytes: bytes.to_vec() })?);
+    }
+    Ok(frames)
+}
+
+/// Reads a reply, in one frame or in pieces; `None` at the end of the stream.
+///
+/// # Errors
+/// As [`read_frame`], and `InvalidData` for a reply above [`REPLY_BYTES_MAX`].
+pub fn read_reply(stream: &mut impl Read) -> io::Result<Option<Reply>> {
+    let bad = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+    let mut whole = Vec::new();
+    loop {
+        match read_frame(stream)? {
+            Some(Reply::Piece { last, bytes }) => {
+                if REPLY_BYTES_MAX < whole.len() + bytes.len() {
+                    return Err(bad(format!("an answer above {REPLY_BYTES_MAX} bytes")));
+                }
+                whole.extend(bytes);
+                if last {
+                    let reply = postcard::from_bytes(&whole);
+                    return reply.map(Some).map_err(|e| bad(format!("malformed message: {e}")));
+                }
+            }
+            Some(_) if !whole.is_empty() => return Err(bad("an answer that breaks off".into())),
+            other => return Ok(other),
+        }
+    }
 }
 
 /// Reads one frame; `None` at the end of the stream.
@@ -448,6 +507,22 @@ mod tests {
         write_frame(&mut bytes, &request).unwrap();
         assert_eq!(read_frame::<Request>(&mut &bytes[..]).unwrap(), Some(request));
         assert_eq!(read_frame::<Request>(&mut &[][..]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_long_reply_goes_in_pieces_and_one_that_breaks_off_is_an_error() {
+        let reply = Reply::Done { text: "x".repeat(3 << 20), json: "{}".into(), code: 0 };
+        let bytes = encode_reply(&reply).unwrap();
+        assert_eq!(read_reply(&mut &bytes[..]).unwrap(), Some(reply));
+        assert!(
+            encode_reply(&Reply::Data(vec![0; REPLY_BYTES_MAX]))
+                .unwrap_err()
+                .to_string()
+                .contains("ask for less")
+        );
+        let mut broken = bytes[..4 + u32::from_le_bytes(*bytes.first_chunk().unwrap()) as usize].to_vec();
+        broken.extend(encode(&Reply::Number(1)).unwrap());
+        assert!(read_reply(&mut &broken[..]).unwrap_err().to_string().contains("breaks off"));
     }
 
     #[test]

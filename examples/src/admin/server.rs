@@ -1,6 +1,6 @@
 //! The node's end of the admin socket: who may ask, and one task for each connection.
 
-use super::protocol::{Reply, Request, body_len, decode, encode};
+use super::protocol::{Reply, Request, body_len, decode, encode, encode_reply};
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -82,6 +82,10 @@ async fn serve(mut stream: UnixStream, handler: Arc<impl Handler>) -> io::Result
             Ok(request) => Arc::clone(&handler).answer(peer, request).await,
             Err(error) => Reply::Refused(error.to_string()),
         };
-        stream.write_all(&encode(&reply)?).await?;
+        let frames = match encode_reply(&reply) {
+            Ok(frames) => frames,
+            Err(error) => encode(&Reply::Refused(error.to_string()))?,
+        };
+        stream.write_all(&frames).await?;
     }
 }

@@ -17,6 +17,8 @@ use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// What a command comes to: text for people, JSON for scripts.
 type Outcome = Result<(String, Value), String>;
@@ -303,17 +305,24 @@ impl World {
             .map(|r| {
                 let by = r.by.map_or("others".into(), |b| b.to_string());
                 let result = r.result.as_ref().map_or_else(|e| format!("failed: {e}"), |()| "done".into());
-                format!(
-                    "{} {} by {by}, {:?}: {result}, after {} ms",
-                    r.unix_ms,
-                    r.victim,
-                    r.how,
-                    r.after.as_millis()
-                )
+                let (at, after) = (utc(i128::from(r.unix_ms) * 1_000_000), r.after.as_millis());
+                format!("{at} {} by {by}: {}: {result}, after {after} ms", r.victim, r.how)
             })
             .collect();
-        let status: Vec<String> = self.fencing.status().iter().map(|s| format!("{s:?}")).collect();
-        (lines.join("\n"), json!({ "history": lines, "open": status }))
+        let rows: Vec<Value> = records
+            .iter()
+            .map(|r| {
+                json!({
+                    "unix_ms": r.unix_ms, "victim": r.victim.to_string(), "by": r.by.map(|b| b.to_string()),
+                    "how": r.how.to_string(), "failure": r.result.as_ref().err().map(ToString::to_string),
+                    "after_ms": u64::try_from(r.after.as_millis()).unwrap_or(u64::MAX),
+                })
+            })
+            .collect();
+        let open: Vec<String> = self.fencing.status().iter().map(ToString::to_string).collect();
+        let text = if lines.is_empty() { "nothing was fenced".to_owned() } else { lines.join("\n") };
+        let text = open.iter().fold(text, |text, open| text + "\n" + open);
+        (text, json!({ "history": rows, "open": open }))
     }
 }
 
@@ -321,10 +330,24 @@ fn author(peer: Peer) -> String {
     format!("uid {}", peer.uid)
 }
 
+/// A time of the wall clock for people.
+fn utc(unix_ns: i128) -> String {
+    let whole = unix_ns - unix_ns.rem_euclid(1_000_000);
+    let time = OffsetDateTime::from_unix_timestamp_nanos(whole).ok();
+    time.and_then(|t| t.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{unix_ns} ns"))
+}
+
 fn history(entries: &[Entry]) -> (String, Value) {
     let lines: Vec<String> = entries
         .iter()
-        .map(|e| format!("version {} by {}, at {}", e.version, e.author, e.written_at))
+        .map(|e| {
+            format!(
+                "version {} by {}, at {}",
+                e.version,
+                e.author,
+                utc(i128::from(e.written_at) * 1_000_000_000)
+            )
+        })
         .collect();
     let rows: Vec<Value> = entries
         .iter()

@@ -227,11 +227,19 @@ async fn wait(
         )),
         None => {
             let status = failover.status().into_iter().find(|s| s.service == name);
-            let shown =
-                status.map_or("unknown".into(), |s| format!("{:?}, {:?}, {:?}", s.state, s.detail, s.failed));
+            let shown = status.map_or("unknown".into(), |s| said(&s));
             Err(format!("service {name} is not {what} within {} s: {shown}", COMMAND_DEADLINE.as_secs()))
         }
     }
+}
+
+/// A state with what is known beside it.
+fn said(status: &ServiceStatus) -> String {
+    let detail = status.detail.as_ref().map_or_else(String::new, |d| format!(", {d}"));
+    let failed: Vec<String> = status.failed.iter().map(|(node, why)| format!("{node} ({why})")).collect();
+    let failed =
+        if failed.is_empty() { failed.join("") } else { format!(", failed on {}", failed.join(", ")) };
+    format!("{}{detail}{failed}", status.state)
 }
 
 fn runs_on(status: &ServiceStatus, node: Option<u32>) -> bool {
@@ -245,7 +253,7 @@ pub(crate) fn shown(world: &World) -> Result<(String, Value), String> {
         .iter()
         .map(|s| {
             let owner = s.owner.map_or("-".into(), |o| o.to_string());
-            format!("{:<20} {owner:<8} {:?} {}", s.service, s.state, s.detail.clone().unwrap_or_default())
+            format!("{:<20} {owner:<8} {} {}", s.service, s.state, s.detail.clone().unwrap_or_default())
         })
         .collect();
     let json = serde_json::to_value(&statuses).map_err(|e| e.to_string())?;
