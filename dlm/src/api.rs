@@ -206,7 +206,30 @@ pub trait LockManager: Send + Sync {
     fn leave<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), JoinError>>;
 }
 
-/// How a lockspace is joined. All members must agree on all of it but `participant`.
+/// When the mastery of a resource moves to another node (R15). Each node decides for what it masters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveOptions {
+    /// After so many requests and conversions in a row by one other node, none by anybody else between them; 0: never.
+    /// 16 by default. A move costs about as much as six requests to another node, so a lower number pays only where users
+    /// seldom change; a higher one leaves the resource longer with a node that does not use it.
+    pub after: u16,
+    /// For so long it stays where it came to, in milliseconds; 500 by default. Limits how often a resource that two nodes
+    /// use by turns, each for long, is under way.
+    pub rest_ms: u32,
+}
+
+impl MoveOptions {
+    /// Mastery stays with the first user until nobody has or wants the resource.
+    pub const NEVER: Self = Self { after: 0, rest_ms: 0 };
+}
+
+impl Default for MoveOptions {
+    fn default() -> Self {
+        Self { after: 16, rest_ms: 500 }
+    }
+}
+
+/// How a lockspace is joined. All members must agree on all of it but `moves`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockspaceOptions {
     /// Its name, up to 64 bytes.
@@ -220,6 +243,8 @@ pub struct LockspaceOptions {
     /// A dead node's locks in this mode or stronger become holds, dropped when its debt's `Replayed` stage is decided.
     /// `None`: no holds.
     pub holds: Option<Mode>,
+    /// When mastery moves away from this node.
+    pub moves: MoveOptions,
 }
 
 impl LockspaceOptions {
@@ -232,6 +257,7 @@ impl LockspaceOptions {
             safety: quorate_membership::Safety::Lease,
             servers: Default::default(),
             holds: None,
+            moves: MoveOptions::default(),
         }
     }
 }

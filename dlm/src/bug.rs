@@ -36,4 +36,20 @@ pub enum Bug {
     LoseUnlockInRecovery,
     /// Operations that a new master has taken over are not repeated to it, and neither are those it has not.
     NeverResend,
+    /// A resource moves before its users know, so that they do not register it if its heir fails.
+    MoveUnannounced,
+    /// Who asks the old master of a resource that has moved gets no answer.
+    MoveLosesForward,
+    /// The old master goes on granting after it gave the resource away.
+    MoveKeepsMaster,
+    /// A resource moves without its value block.
+    MoveLosesValue,
+    /// A resource moves without the number of its last grant.
+    MoveLosesToken,
+    /// The new master takes again what was in the queues already.
+    MoveTakesTwice,
+    /// The old master says nothing when the new one fails before everybody knew it.
+    HeirForgotten,
+    /// The directory keeps the old master of a resource that has moved.
+    ClaimLost,
 }

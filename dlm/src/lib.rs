@@ -85,7 +85,7 @@ mod wire;
 
 pub use api::{
     Completion, FencingToken, Grant, Holder, JoinError, LockCallbacks, LockError, LockId, LockManager,
-    Lockspace, LockspaceOptions, Range, ValueBlock,
+    Lockspace, LockspaceOptions, MoveOptions, Range, ValueBlock,
 };
 pub use driver::Dlm;
 pub use dump::{ElsewhereDump, LockDump, LockspaceDump, ProcessInfo, ResourceDump};

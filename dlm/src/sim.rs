@@ -81,6 +81,7 @@ impl Node {
                     index,
                     value_bytes: options.value_bytes,
                     weakest_hold: options.holds,
+                    moves: options.moves,
                 });
                 shard.set_bug(bug);
                 shard
@@ -263,6 +264,12 @@ impl Node {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.shards.iter().zip(&self.ready).all(|(s, ready)| s.map() == *ready)
+    }
+
+    /// How many resources have moved here (R15).
+    #[must_use]
+    pub fn moved_in(&self) -> u64 {
+        self.shards.iter().map(|s| s.stats.moved_in).sum()
     }
 
     /// What there is.

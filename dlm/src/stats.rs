@@ -85,6 +85,10 @@ pub struct LockspaceStats {
     pub refused: u64,
     /// Unlocks of this node.
     pub unlocked: u64,
+    /// Resources whose mastery moved here, by their use (R15).
+    pub moved_in: u64,
+    /// ... and away from here.
+    pub moved_out: u64,
     /// From the call to the grant, for this node's requests and conversions.
     pub waits: WaitHistogram,
     /// The longest turn in which a shard worked on a view, a frame of another node or its timers, in nanoseconds: so long
@@ -117,6 +121,8 @@ impl LockspaceStats {
             (&mut self.deadlock, other.deadlock),
             (&mut self.refused, other.refused),
             (&mut self.unlocked, other.unlocked),
+            (&mut self.moved_in, other.moved_in),
+            (&mut self.moved_out, other.moved_out),
         ];
         for (mine, theirs) in counters {
             *mine += theirs;
@@ -132,6 +138,10 @@ pub(crate) fn expose<'a>(spaces: impl Iterator<Item = (&'a str, LockspaceStats)>
         for (at, count) in [("local", stats.local), ("out", stats.out), ("in", stats.r#in)] {
             let help = "Operations, by where they were carried out.";
             out.counter("quorate_dlm_operations_total", help, &[("lockspace", name), ("at", at)], count);
+        }
+        for (to, count) in [("here", stats.moved_in), ("away", stats.moved_out)] {
+            let help = "Resources whose mastery moved to the node that uses them.";
+            out.counter("quorate_dlm_moves_total", help, &[("lockspace", name), ("to", to)], count);
         }
         let ends = [
             ("granted", stats.granted),

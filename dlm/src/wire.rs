@@ -3,6 +3,7 @@
 //! A frame is one byte of version, then in postcard its header and one or more messages. Everything in it is checked before it is used: sizes here, meaning in
 //! the machine. Bytes that do not decode give an error and change nothing.
 
+use crate::machine::MovedResource;
 use crate::{Completion, FencingToken, Flags, LockId, LockName, Mode, Range, ValueBlock};
 use quorate_membership::{Epoch, Identity};
 use serde::{Deserialize, Serialize};
@@ -26,8 +27,19 @@ pub(crate) const OPERATIONS_MAX: usize = 4;
 pub(crate) struct Generation {
     /// The bucket map under which the directory gave it.
     pub(crate) map: Epoch,
-    /// Counts within the bucket's life under that map.
+    /// Counts within the bucket's life under that map, in steps of [`Self::STEP`]; below that, how often it has moved.
     pub(crate) number: u64,
+}
+
+impl Generation {
+    /// From one mastership that the directory gave to the next.
+    pub(crate) const STEP: u64 = 1 << 16;
+
+    /// That of the next master, if it moves. `None`: it has moved too often and stays.
+    pub(crate) fn moved(self) -> Option<Self> {
+        let number = self.number + 1;
+        (!number.is_multiple_of(Self::STEP)).then_some(Self { number, ..self })
+    }
 }
 
 /// What is asked of a lock.
@@ -127,6 +139,31 @@ pub(crate) enum Message {
     },
     /// I master this name now, from what was registered for the map.
     Remastered { name: LockName, generation: Generation, map: Epoch },
+    /// I freeze a resource that you have locks on, or that is to be yours: it moves to `to`. Answer (R15).
+    Moving { name: LockName, generation: Generation, to: Identity, attempt: u64 },
+    /// I have told you all I want of it under that mastership; and if it is to be mine, whether I take it.
+    Known { name: LockName, attempt: u64, agrees: bool },
+    /// It does not move: I am its master still.
+    Thawed { name: LockName, generation: Generation },
+    /// The resource, whole: yours from now on. These locks were released meanwhile.
+    Move {
+        name: LockName,
+        generation: Generation,
+        resource: Box<MovedResource>,
+        released: Vec<(Identity, LockId)>,
+    },
+    /// I master it from now on: tell me what the master before has not answered.
+    Taken { name: LockName, generation: Generation },
+    /// I, the master before, know.
+    TakenAck { name: LockName, generation: Generation },
+    /// For the directory: it is mine since it moved; the number of its last grant.
+    Claim { name: LockName, generation: Generation, sequence: u64 },
+    /// The directory has it.
+    Claimed { name: LockName, generation: Generation },
+    /// For the master before: everybody knows, forget that you were.
+    MoveOver { name: LockName, generation: Generation },
+    /// For the directory: I had given it to a node that failed, and do not know how far it came.
+    HeirLost { name: LockName, generation: Generation, sequence: u64 },
     /// Your registered locks were not taken, the name has a master: look again.
     Elsewhere { name: LockName },
     /// I am leaving and have frozen what I master: value blocks of your locks as they are for good. `last`: answer.
@@ -236,7 +273,7 @@ impl Frame {
     }
 }
 
-fn check_value(value: Option<&ValueBlock>) -> Result<(), WireError> {
+pub(crate) fn check_value(value: Option<&ValueBlock>) -> Result<(), WireError> {
     match value {
         Some(v) if VALUE_BYTES_MAX < v.len() => Err(WireError::Limit("a value block")),
         _ => Ok(()),
@@ -283,6 +320,12 @@ impl Message {
                     }
                 }
                 Ok(())
+            }
+            Self::Move { resource, released, .. } => {
+                if ITEMS_MAX < released.len() {
+                    return Err(WireError::Limit("a list"));
+                }
+                resource.check()
             }
             Self::Leaving { values, .. } => {
                 if ITEMS_MAX < values.len() {

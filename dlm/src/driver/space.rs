@@ -60,8 +60,8 @@ struct Progress {
 impl Space {
     pub(super) fn new(me: Identity, options: &LockspaceOptions) -> Self {
         let shard = |index| {
-            let (value_bytes, weakest_hold) = (options.value_bytes, options.holds);
-            let machine = Shard::new(ShardConfig { me, index, value_bytes, weakest_hold });
+            let (value_bytes, weakest_hold, moves) = (options.value_bytes, options.holds, options.moves);
+            let machine = Shard::new(ShardConfig { me, index, value_bytes, weakest_hold, moves });
             Mutex::new(Entered {
                 machine,
                 callbacks: LockTable::default(),

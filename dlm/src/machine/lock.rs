@@ -14,7 +14,7 @@ pub(crate) struct LockKey {
 }
 
 /// What a lock waits for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pending {
     /// The mode asked for.
     pub(crate) mode: Mode,
@@ -33,7 +33,7 @@ pub(crate) struct Pending {
 }
 
 /// A lock on one of the three queues.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lock {
     /// Which.
     pub(crate) key: LockKey,

@@ -198,6 +198,7 @@ impl Cluster {
                 index: self.index,
                 value_bytes: 1,
                 weakest_hold: None,
+                moves: crate::MoveOptions::NEVER,
             });
             shard.set_bug(self.config.bug);
             Some(Peer { shard, installed: 0, ready: Epoch(0) })

@@ -38,6 +38,8 @@ pub(super) struct Bucket {
     /// No grant of a name without master had a higher number.
     pub(super) floor: u64,
     next: u64,
+    /// Names given up while not everybody has registered: what comes later is older.
+    given_up: BTreeMap<LockName, Generation>,
     waiting: Vec<(Identity, LockName, Option<Generation>)>,
 }
 
@@ -47,8 +49,15 @@ impl Bucket {
         Self { since, ..Self::default() }
     }
 
+    /// Everybody has registered.
+    pub(super) fn complete(&mut self) {
+        self.is_ready = true;
+        self.blocked.clear();
+        self.given_up.clear();
+    }
+
     pub(super) fn next_generation(&mut self, map: Epoch) -> Generation {
-        self.next += 1;
+        self.next += Generation::STEP;
         Generation { map, number: self.next }
     }
 
@@ -85,6 +94,10 @@ impl Shard {
 
     /// A mastership that somebody told, unless the directory knows a later one.
     pub(super) fn enter(&mut self, name: LockName, master: Identity, generation: Generation) {
+        let bucket = self.buckets.get(&map::bucket_of(name.as_bytes()));
+        if bucket.and_then(|b| b.given_up.get(&name)).is_some_and(|g| generation <= *g) {
+            return;
+        }
         if self.entry_of(&name).is_none_or(|(_, known)| known < generation) {
             self.set_entry(name, Entry { master, generation, assumed: BTreeSet::new() });
         }
@@ -102,7 +115,7 @@ impl Shard {
         bucket.entries.insert(name, entry);
     }
 
-    fn remove_entry(&mut self, name: &LockName) {
+    pub(super) fn remove_entry(&mut self, name: &LockName) {
         if let Some(mastered) = self.names.mastered_mut(name) {
             mastered.is_listed = false;
         }
@@ -135,6 +148,8 @@ impl Shard {
 
     /// Asks the owner of the name's bucket.
     pub(super) fn look_up(&mut self, name: &LockName, stale: Option<Generation>, out: &mut Vec<Output>) {
+        // What has moved away from here is not ours again before the directory knows.
+        let stale = stale.max(self.moves.left(name));
         if let Some(owner) = self.owner_of(name) {
             self.send(owner, Message::Lookup { name: name.clone(), stale }, out);
         }
@@ -161,7 +176,7 @@ impl Shard {
         let entry = self.entry_of(&name);
         let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes())) else { return };
         if let Some((_, generation)) = entry
-            && Some(generation) == stale
+            && Some(generation) <= stale
         {
             // The asker was sent away by that master, whose `Remove` is on its way.
             return bucket.wait(from, name, stale);
@@ -198,6 +213,9 @@ impl Shard {
         }
         self.remove_entry(name);
         let Some(bucket) = self.buckets.get_mut(&map::bucket_of(name.as_bytes())) else { return };
+        if !bucket.is_ready {
+            bucket.given_up.insert(name.clone(), generation);
+        }
         if !forgets {
             bucket.floor = bucket.floor.max(sequence);
         }

@@ -15,14 +15,16 @@ impl Shard {
         elsewhere: &mut Vec<ElsewhereDump>,
         recovery: &mut Vec<String>,
     ) {
-        for (name, mastered) in self.names.all_mastered() {
-            if mastered.resource.locks().next().is_some() || !mastered.resource.assumed().is_empty() {
-                resources.push(ResourceDump::of(name, self.config.me, &mastered.resource, Some(now)));
+        let mastered = self.names.all_mastered().map(|(name, m)| (name, &m.resource));
+        for (name, resource) in mastered.chain(self.moves.resources()) {
+            if resource.locks().next().is_some() || !resource.assumed().is_empty() {
+                resources.push(ResourceDump::of(name, self.config.me, resource, Some(now)));
             }
         }
         for (name, local) in self.names.all_local().filter(|(_, n)| n.place() != Place::Here) {
             let master = match local.place() {
                 Place::At { master, .. } => Some(master),
+                Place::Frozen => self.moves.giver_of(name),
                 _ => None,
             };
             for id in &local.locks {

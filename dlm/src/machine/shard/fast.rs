@@ -37,6 +37,7 @@ impl Shard {
         let at_once = mastered.resource.grant_at_once(&cx, key, (request.owner, request.range), request.mode);
         let Some(token) = at_once else { return false };
         mastered.set_unused(None);
+        mastered.uses.reset();
         match local {
             Some(local) => local.locks.insert(id),
             none => *none = Some(LocalName::new(Place::Here, id)),

@@ -12,9 +12,10 @@ type Values = Vec<(LockId, Option<ValueBlock>, u64, bool)>;
 
 impl Shard {
     pub(super) fn on_leave(&mut self, out: &mut Vec<Output>) {
-        if self.leaving.is_some() {
+        if self.leaving.is_some() || self.must_stay() {
             return;
         }
+        self.thaw_all(out);
         let me = self.config.me;
         let mut values: BTreeMap<Identity, Values> = BTreeMap::new();
         for (_, mastered) in self.names.all_mastered() {
@@ -81,5 +82,6 @@ impl Shard {
                 .all_local()
                 .all(|(_, n)| n.locks.is_empty() && n.place() != super::local::Place::Recovering)
             && self.parked.values().all(Vec::is_empty)
+            && self.moves.is_idle()
     }
 }

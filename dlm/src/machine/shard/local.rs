@@ -24,6 +24,8 @@ pub(super) enum Place {
     Here,
     /// There.
     At { master: Identity, generation: Generation },
+    /// Its master is giving it to another node: nothing is told to either until that is done (R15).
+    Frozen,
     /// Its master is gone; our locks are registered with the owner of its bucket, who will say.
     Recovering,
 }
@@ -119,11 +121,16 @@ impl LocalName {
         local
     }
 
+    /// Without locks.
+    pub(super) fn at(place: Place) -> Self {
+        let mut local = Self { elsewhere: None, locks: LockIds::None };
+        local.set_place(place);
+        local
+    }
+
     /// Without locks, while the directory is asked for another than this mastership.
     pub(super) fn looking(stale: Generation) -> Self {
-        let mut local = Self { elsewhere: None, locks: LockIds::None };
-        local.set_place(Place::Looking { stale: Some(stale) });
-        local
+        Self::at(Place::Looking { stale: Some(stale) })
     }
 
     /// Where its master is.
@@ -208,7 +215,7 @@ impl Shard {
     ) -> Result<LockId, LockError> {
         self.now = now;
         machine::check_request(&request)?;
-        if !self.is_member() || self.leaving.is_some() {
+        if !self.is_member() || self.leaving.is_some() || self.moves.leaves_after {
             return Err(LockError::Stopped);
         }
         if request.flags.has(Flags::ORPHAN) {
@@ -353,7 +360,7 @@ impl Shard {
         let is_here = match place {
             Place::Here => true,
             Place::At { .. } => false,
-            Place::Looking { .. } | Place::Recovering => return,
+            Place::Looking { .. } | Place::Frozen | Place::Recovering => return,
         };
         let mut due = Vec::new();
         if let Some(lock) = self.locks.find_mut(&id.0) {
@@ -386,8 +393,12 @@ impl Shard {
     }
 
     pub(super) fn is_from_master(&self, from: Identity, id: LockId) -> bool {
-        let place = self.locks.find(&id.0).and_then(|l| self.names.local(&l.name)).map(LocalName::place);
-        matches!(place, Some(Place::At { master, .. }) if master == from)
+        let Some(name) = self.locks.find(&id.0).map(|l| &l.name) else { return false };
+        match self.names.local(name).map(LocalName::place) {
+            Some(Place::At { master, .. }) => master == from,
+            Some(Place::Frozen) => self.moves.giver_of(name) == Some(from),
+            _ => false,
+        }
     }
 
     pub(super) fn on_lookup_reply(
@@ -403,8 +414,8 @@ impl Shard {
         if map != self.map || !self.is_looking(&name) {
             return;
         }
-        let is_here = master == self.config.me;
-        // It may have been rebuilt here while we asked.
+        // It may have been rebuilt here while we asked, or moved here.
+        let is_here = master == self.config.me || self.names.is_mastered(&name);
         if is_here && !self.names.is_mastered(&name) {
             self.become_master(&name, generation, floor, &assumed);
         }
@@ -507,9 +518,12 @@ impl Shard {
         match local.place() {
             // While we ask, others may know already that the answer is "you".
             Place::Looking { .. } => {}
-            Place::Recovering => drop(self.names.take_local(&lock.name)),
-            // Forgotten with the mastery.
-            Place::Here => {}
+            Place::Recovering => {
+                self.names.take_local(&lock.name);
+                self.forget_frozen(&lock.name);
+            }
+            // Forgotten with the mastery, or when it has moved.
+            Place::Here | Place::Frozen => {}
             Place::At { .. } => {
                 let Some(elsewhere) = local.elsewhere() else { return };
                 elsewhere.idle_since = self.now;

@@ -1,6 +1,7 @@
 //! The master's side: operations of this and other nodes on the resources that this node masters.
 
 use super::local::{LocalName, Place};
+use super::moves::{Late, Uses};
 use super::named::Named;
 use super::{Output, Shard, TOSS};
 use crate::LockId;
@@ -23,13 +24,22 @@ pub(super) struct Mastered {
     pub(super) is_queued: bool,
     /// This node keeps the directory of its bucket too, and the entry there says just this: it is not kept twice.
     pub(super) is_listed: bool,
+    /// Who uses it (R15).
+    pub(super) uses: Uses,
 }
 
 const NEVER: Instant = Instant(u64::MAX);
 
 impl Mastered {
     pub(super) fn new(generation: Generation, resource: Resource) -> Self {
-        Self { generation, resource, unused_since: NEVER, is_queued: false, is_listed: false }
+        Self {
+            generation,
+            resource,
+            unused_since: NEVER,
+            is_queued: false,
+            is_listed: false,
+            uses: Uses::default(),
+        }
     }
 
     /// Since when nobody has or wants it.
@@ -66,11 +76,16 @@ impl Shard {
             };
             if fits {
                 self.stats.r#in += 1;
-                if self.operate_fast(from, &name, id, &numbered, out) {
-                    return;
+                let is_use = matches!(numbered.operation, Operation::New { .. } | Operation::Convert { .. });
+                if !self.operate_fast(from, &name, id, &numbered, out) {
+                    self.operate(&name, LockKey { node: from, id }, numbered, out);
                 }
-                self.operate(&name, LockKey { node: from, id }, numbered, out);
+                if is_use {
+                    self.note_user(&name, from, out);
+                }
             }
+        } else if self.moves.is_leaving(&name) {
+            self.keep_late(from, &name, id, Late::Operate(numbered));
         } else if self.is_looking(&name) {
             // The directory may have told others before us that we master it.
             self.parked.entry(name).or_default().push((from, generation, id, numbered));
@@ -88,14 +103,24 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let mut events = core::mem::take(&mut self.events);
+        let twice = self.has_bug(Bug::MoveTakesTwice);
         let loses_remainder = self.has_bug(Bug::LoseRemainder);
         let loses_unlock = self.has_bug(Bug::LoseUnlock) && key.node != self.config.me;
         let cx = context!(self);
         if let Some(mastered) = self.names.mastered_mut(name) {
+            if key.node == self.config.me {
+                mastered.uses.reset();
+            }
             let (op, resource) = (numbered.op, &mut mastered.resource);
+            let is_here_already = |pending: Option<&Pending>| pending.is_some_and(|p| p.op == op);
             let result = match numbered.operation {
                 // A repetition of what we have already: the holder did not know.
-                Operation::New { .. } if resource.find(key).is_some() => Ok(()),
+                Operation::New { .. } if resource.find(key).is_some() && !twice => Ok(()),
+                Operation::Convert { .. }
+                    if !twice && is_here_already(resource.find(key).and_then(|l| l.pending.as_deref())) =>
+                {
+                    Ok(())
+                }
                 Operation::New { mode, range, flags, owner, priority } => {
                     let (value, demoted) = (None, false);
                     let pending = Pending { mode, range, flags, value, demoted, op, priority };
@@ -219,6 +244,9 @@ impl Shard {
             // Frozen. The holder does not tell the lock to the next master.
             return;
         }
+        if self.moves.is_leaving(&name) {
+            return self.keep_late(from, &name, id, Late::Release);
+        }
         let key = LockKey { node: from, id };
         let Some(mastered) = self.names.mastered_mut(&name).filter(|m| m.generation == generation) else {
             return self.send(from, Message::NotReleased { name, generation, id }, out);
@@ -245,7 +273,7 @@ impl Shard {
                 self.on_moved(from, &name, generation, out);
             }
             Some(Place::Here | Place::At { .. }) => self.release_again(&name, out),
-            Some(Place::Looking { .. } | Place::Recovering) => {}
+            Some(Place::Looking { .. } | Place::Frozen | Place::Recovering) => {}
             None => {
                 self.names.put_local(name.clone(), LocalName::looking(generation));
                 self.look_up(&name, Some(generation), out);
@@ -259,6 +287,9 @@ impl Shard {
             return;
         }
         let Some(place) = self.names.local(name).map(LocalName::place) else { return };
+        if place == Place::Frozen {
+            return;
+        }
         let (me, released) = (self.config.me, self.released.remove(name));
         for id in released.into_iter().flatten() {
             match place {
@@ -270,7 +301,7 @@ impl Shard {
                     self.send(master, Message::Release { name: name.clone(), generation, id }, out);
                 }
                 // With the master the lock has gone, or will not be registered.
-                Place::Looking { .. } | Place::Recovering => {}
+                Place::Looking { .. } | Place::Frozen | Place::Recovering => {}
             }
         }
     }
@@ -283,12 +314,20 @@ impl Shard {
         {
             let Some((_, name)) = self.unused.pop_front() else { return };
             let now = self.now;
+            let is_claiming = self.is_claiming(&name);
             let Some(Named { mastered: Some(mastered), local }) = self.names.both_mut(&name) else {
                 continue;
             };
-            let is_idle = mastered.resource.is_unused()
-                && local.as_ref().is_none_or(|n| n.locks.is_empty() && n.place() == Place::Here)
+            let is_ours = local.as_ref().is_none_or(|n| n.locks.is_empty() && n.place() == Place::Here)
                 && self.leaving.is_none();
+            if is_claiming && is_ours {
+                // Not everybody knows yet that it came here.
+                mastered.set_unused(mastered.unused_since().map(|_| now));
+                mastered.is_queued = true;
+                self.unused.push_back((now, name));
+                continue;
+            }
+            let is_idle = is_ours && mastered.resource.is_unused();
             let Some(since) = mastered.unused_since().filter(|_| is_idle) else {
                 mastered.is_queued = false;
                 mastered.set_unused(None);

@@ -28,6 +28,7 @@ mod fast;
 mod leave;
 mod local;
 mod master;
+mod moves;
 mod named;
 mod owners;
 mod posix;
@@ -37,6 +38,7 @@ mod withdraw;
 
 use directory::Bucket;
 use local::LocalLock;
+use moves::Moves;
 use named::Names;
 use owners::Owners;
 use recovery::Registration;
@@ -48,7 +50,7 @@ use crate::bug::Bug;
 use crate::slots::LockTable;
 use crate::stats::LockspaceStats;
 use crate::wire::{Generation, Message, Numbered, Relock};
-use crate::{Completion, LockId, LockName, Mode};
+use crate::{Completion, LockId, LockName, Mode, MoveOptions};
 use core::time::Duration;
 use quorate_membership::{Epoch, Identity, Instant, ResourceId, ResourceKind, View};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -130,6 +132,8 @@ pub(crate) struct ShardConfig {
     pub(crate) value_bytes: usize,
     /// The weakest mode that becomes a hold (R14); `None`: there are no holds.
     pub(crate) weakest_hold: Option<Mode>,
+    /// When mastery moves away (R15).
+    pub(crate) moves: MoveOptions,
 }
 
 /// The machine; see the module.
@@ -162,6 +166,7 @@ pub(crate) struct Shard {
     owners: Owners,
     withdrawals: Withdrawals,
     waits: Waits,
+    moves: Moves,
     /// Messages to ourselves; empty between calls.
     inbox: VecDeque<Message>,
     events: Vec<Event>,
@@ -192,6 +197,7 @@ impl Shard {
             owners: Owners::default(),
             withdrawals: Withdrawals::default(),
             waits: Waits::default(),
+            moves: Moves::default(),
             inbox: VecDeque::new(),
             events: Vec::new(),
             stats: LockspaceStats::default(),
@@ -214,6 +220,7 @@ impl Shard {
                 self.on_tick(out);
                 self.on_timeouts(out);
                 self.on_old_waits(out);
+                self.on_slow_moves(out);
             }
         }
         self.drain(out);
@@ -224,6 +231,7 @@ impl Shard {
         let unused = self.unused.front().map(|(at, _)| *at + TOSS);
         let idle = self.idle.front().map(|(at, _)| *at + TOSS);
         let others = self.withdrawals.next_deadline().into_iter().chain(self.waits.next_deadline());
+        let others = others.chain(self.moves.next_deadline());
         unused.into_iter().chain(idle).chain(others).min()
     }
 
@@ -249,7 +257,7 @@ impl Shard {
         let locks: BTreeMap<LockId, _> = ids.filter_map(|id| Some((id, self.locks.find(&id.0)?))).collect();
         let _ = write!(out, "{masters:?}{names:?}{locks:?}{:?}{:?}", self.parked, self.registered);
         let _ = write!(out, "{:?}{:?}{:?}{:?}", self.relocks, self.is_ready, self.leaving, self.unused);
-        let _ = write!(out, "{:?}{:?}", self.owners, self.withdrawals);
+        let _ = write!(out, "{:?}{:?}{:?}", self.owners, self.withdrawals, self.moves);
     }
 
     /// The names it masters and that somebody has or wants.
@@ -325,6 +333,24 @@ impl Shard {
             }
             Message::Remastered { name, generation, map } => {
                 self.on_remastered(from, &name, generation, map, out);
+            }
+            Message::Moving { name, generation, to, attempt } => {
+                self.on_moving(from, name, (generation, to), attempt, out);
+            }
+            Message::Known { name, attempt, agrees } => self.on_known(from, &name, attempt, agrees, out),
+            Message::Thawed { name, generation } => self.on_thawed(from, name, generation, out),
+            Message::Move { name, generation, resource, released } => {
+                self.on_move(from, name, generation, *resource, released, out);
+            }
+            Message::Taken { name, generation } => self.on_taken(from, name, generation, out),
+            Message::TakenAck { name, generation } => self.on_taken_ack(from, &name, generation, out),
+            Message::Claim { name, generation, sequence } => {
+                self.on_claim(from, map, name, (generation, sequence), out);
+            }
+            Message::Claimed { name, generation } => self.on_claimed(&name, generation, out),
+            Message::MoveOver { name, generation } => self.on_move_over(from, &name, generation),
+            Message::HeirLost { name, generation, sequence } => {
+                self.on_heir_lost(from, map, name, (generation, sequence));
             }
             Message::Elsewhere { name } => self.on_elsewhere(&name, out),
             Message::Leaving { values, last } => self.on_leaving(from, values, last, out),

@@ -149,6 +149,7 @@ impl Shard {
             Some(super::local::Place::At { master, .. }) => {
                 self.send(master, Message::Owner { name, id, owner }, out);
             }
+            Some(super::local::Place::Frozen) => self.note_owner(&name, id),
             // The next master is told with the lock.
             _ => {}
         }
@@ -158,8 +159,11 @@ impl Shard {
 
     /// A lock at its master belongs to somebody else now.
     pub(super) fn on_owner(&mut self, from: Identity, name: &LockName, id: LockId, owner: u64) {
+        let key = LockKey { node: from, id };
         if let Some(mastered) = self.names.mastered_mut(name) {
-            mastered.resource.set_owner(LockKey { node: from, id }, owner);
+            mastered.resource.set_owner(key, owner);
+        } else if let Some(resource) = self.leaving_mut(name) {
+            resource.set_owner(key, owner);
         }
     }
 

@@ -69,6 +69,8 @@ impl Shard {
             return;
         }
         if old.members != view.members {
+            self.is_ready = false;
+            self.thaw_all(out);
             self.on_new_map(&old.members, out);
         }
         self.suspect_anew();
@@ -84,6 +86,7 @@ impl Shard {
         for bucket in self.buckets.values_mut() {
             bucket.forget_debtors(|d| view.debtors.contains_key(d));
         }
+        self.leave_if_due(out);
     }
 
     /// What is left of a failed life that has reached its next stage.
@@ -132,6 +135,7 @@ impl Shard {
             }
         }
         let mut registrations = self.move_buckets(old);
+        self.on_members_changed(out);
         self.register_masters(old, &mut registrations);
         self.register_locks(&mut registrations);
         for member in members {
@@ -221,6 +225,12 @@ impl Shard {
                 mastered.is_listed &= *owner == self.config.me;
                 let entry = (name.clone(), mastered.generation, mastered.resource.sequence());
                 out.entry(*owner).or_default().mastered.push(entry);
+            }
+        }
+        // What is under way has this master until it is claimed.
+        for (name, generation, sequence) in self.moves.entries() {
+            if let Some(owner) = moved.get(&map::bucket_of(name.as_bytes())) {
+                out.entry(*owner).or_default().mastered.push((name.clone(), generation, sequence));
             }
         }
     }
@@ -315,8 +325,7 @@ impl Shard {
             if !bucket.is_ready && !bucket.is_inherited && !no_holds {
                 bucket.holds.extend(&debtors);
             }
-            bucket.is_ready = true;
-            bucket.blocked.clear();
+            bucket.complete();
         }
         let mut by_name: BTreeMap<LockName, Vec<(Identity, Relock)>> = BTreeMap::new();
         for (from, relock) in core::mem::take(&mut self.relocks) {
@@ -414,6 +423,7 @@ impl Shard {
                 underway.since = None;
             }
         }
+        self.forget_frozen(name);
         self.pass_on_all(name, out);
     }
 
@@ -423,7 +433,7 @@ impl Shard {
         };
         let has_granted =
             local.locks.iter().any(|id| self.locks.find(&id.0).is_some_and(|l| l.granted.is_some()));
-        if has_granted {
+        if has_granted || self.moves.giver_of(name).is_some() {
             // Who has a lock is told by the new master itself; that is on its way.
             return;
         }

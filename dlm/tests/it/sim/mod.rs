@@ -42,6 +42,7 @@ fn seeds_hold_all_invariants() {
                 all.private += summary.private;
                 all.leaves += summary.leaves;
                 all.ordered += summary.ordered;
+                all.moves += summary.moves;
             }
             Err(panic) => {
                 panic!("replay: cargo xtask sim dlm --seed {seed}\n{}", message(&*panic));
@@ -50,8 +51,11 @@ fn seeds_hold_all_invariants() {
     }
     println!("{} seeds: {all:?}", range.end - range.start);
     if 50 <= range.end - range.start {
-        let did =
-            [all.grants, all.crashes, all.held_grants, all.values, all.private, all.leaves, all.ordered];
+        let did = [
+            [all.grants, all.crashes, all.held_grants, all.values],
+            [all.private, all.leaves, all.ordered, all.moves],
+        ];
+        let did = did.as_flattened();
         assert!(did.iter().all(|n| 10 < *n), "too little was done: {all:?}");
     }
 }
@@ -83,6 +87,14 @@ fn every_deliberate_mistake_is_caught() {
         (Bug::StopEverything, "untouched: "),
         (Bug::NeverResend, "liveness: "),
         (Bug::LoseUnlockInRecovery, "liveness: "),
+        (Bug::MoveUnannounced, ""),
+        (Bug::MoveLosesForward, "liveness: "),
+        (Bug::MoveKeepsMaster, "masters: "),
+        (Bug::MoveLosesValue, "value: "),
+        (Bug::MoveLosesToken, "token: "),
+        (Bug::MoveTakesTwice, ""),
+        (Bug::HeirForgotten, ""),
+        (Bug::ClaimLost, "liveness: "),
     ];
     let mut missed = Vec::new();
     for (bug, word) in bugs {

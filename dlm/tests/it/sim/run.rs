@@ -5,7 +5,8 @@ use crate::invariants::{Checks, Watched};
 use quorate_dlm::sim::Bug;
 use quorate_dlm::sim::history::History;
 use quorate_dlm::{
-    Completion, ConvertRequest, Flags, LockId, LockName, LockRequest, LockspaceOptions, Mode, UnlockRequest,
+    Completion, ConvertRequest, Flags, LockId, LockName, LockRequest, LockspaceOptions, Mode, MoveOptions,
+    UnlockRequest,
 };
 use quorate_membership::{Identity, Incarnation, Instant, NodeId, Rng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,8 @@ pub(crate) struct Summary {
     pub(crate) leaves: u64,
     /// Reads and writes of value blocks that the history puts in order.
     pub(crate) ordered: u64,
+    /// Resources that moved to the node that used them.
+    pub(crate) moves: u64,
 }
 
 struct Run {
@@ -57,10 +60,11 @@ struct Run {
     summary: Summary,
 }
 
-fn options(holds: bool) -> LockspaceOptions {
+fn options(holds: bool, moves: MoveOptions) -> LockspaceOptions {
     LockspaceOptions {
         value_bytes: VALUE_BYTES,
         holds: holds.then_some(Mode::EX),
+        moves,
         ..LockspaceOptions::plain(SPACE)
     }
 }
@@ -86,7 +90,9 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>, judge: Judge) -> Summary {
     let mut rng = Rng::new(seed);
     let nodes = 2 + rng.below(4) as u32;
     let holds = rng.chance_ppm(500_000);
-    let mut world = World::new(nodes, rng.next_u64(), options(holds), bug);
+    let after = *rng.pick(&[0, 1, 1, 2, 3]).unwrap();
+    let moves = MoveOptions { after, rest_ms: *rng.pick(&[0, 0, 30]).unwrap() };
+    let mut world = World::new(nodes, rng.next_u64(), options(holds, moves), bug);
     world.delay_max = Duration::from_micros(*rng.pick(&[300, 2_000, 20_000, 100_000]).unwrap());
     let names = (0..=rng.below(6)).map(|i| LockName::new(format!("name {i}").as_bytes()).unwrap()).collect();
     let checks = Checks::new(holds);
@@ -116,6 +122,7 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>, judge: Judge) -> Summary {
     run.heal();
     run.judge_history();
     run.summary.messages = run.world.messages;
+    run.summary.moves = run.world.nodes.values().map(|n| n.machine.moved_in()).sum();
     run.summary
 }
 
