@@ -1,12 +1,12 @@
 //! A resource on its way from one master to the next (R15): everything that decides what it grants.
 
 use super::rare::Rare;
-use super::{Lock, Resource, Value};
+use super::{Lock, LockKey, Resource, Value};
 use crate::ValueBlock;
 use crate::wire::{WireError, check_value};
 use quorate_membership::{Identity, Instant};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The most locks of a resource that moves. One with more stays: it has many users anyway.
 pub(crate) const MOVED_LOCKS_MAX: usize = 64;
@@ -61,6 +61,11 @@ impl MovedResource {
     /// Who has or wants a lock on it.
     pub(crate) fn users(&self) -> BTreeSet<Identity> {
         self.locks().map(|l| l.key.node).collect()
+    }
+
+    /// The operations in its queues.
+    pub(crate) fn pending(&self) -> BTreeMap<LockKey, u32> {
+        self.locks().filter_map(|l| Some((l.key, l.pending.as_ref()?.op))).collect()
     }
 
     /// The number of its last grant.

@@ -229,8 +229,8 @@ impl Resource {
         }
         let Some(at) = self.granted.iter().position(|l| l.key == key) else { return false };
         self.granted.remove(at);
-        if self.granted.is_empty() {
-            // Value and validity live as long as somebody has a lock.
+        if self.is_unused() {
+            // Value and validity live as long as somebody has a lock, or may have one.
             self.value = Rare::default();
         }
         true
@@ -291,8 +291,8 @@ impl Resource {
     /// A NOQUEUE request is queued only behind a recovery; once that is over it is granted or refused.
     pub(crate) fn regrant(&mut self, cx: &Context<'_>, out: &mut Vec<Event>) {
         while self.grant_next(cx, out) {}
-        if self.locks().next().is_none() {
-            // Value and validity live as long as somebody has a lock.
+        if self.is_unused() {
+            // Value and validity live as long as somebody has a lock, or may have one.
             self.value = Rare::default();
         }
     }

@@ -74,7 +74,7 @@ impl Shard {
                 }
                 _ => true,
             };
-            if fits {
+            if fits && !self.is_repeated(&name, LockKey { node: from, id }, numbered.op) {
                 self.stats.r#in += 1;
                 let is_use = matches!(numbered.operation, Operation::New { .. } | Operation::Convert { .. });
                 if !self.operate_fast(from, &name, id, &numbered, out) {
@@ -103,7 +103,6 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let mut events = core::mem::take(&mut self.events);
-        let twice = self.has_bug(Bug::MoveTakesTwice);
         let loses_remainder = self.has_bug(Bug::LoseRemainder);
         let loses_unlock = self.has_bug(Bug::LoseUnlock) && key.node != self.config.me;
         let cx = context!(self);
@@ -112,15 +111,9 @@ impl Shard {
                 mastered.uses.reset();
             }
             let (op, resource) = (numbered.op, &mut mastered.resource);
-            let is_here_already = |pending: Option<&Pending>| pending.is_some_and(|p| p.op == op);
             let result = match numbered.operation {
                 // A repetition of what we have already: the holder did not know.
-                Operation::New { .. } if resource.find(key).is_some() && !twice => Ok(()),
-                Operation::Convert { .. }
-                    if !twice && is_here_already(resource.find(key).and_then(|l| l.pending.as_deref())) =>
-                {
-                    Ok(())
-                }
+                Operation::New { .. } if resource.find(key).is_some() => Ok(()),
                 Operation::New { mode, range, flags, owner, priority } => {
                     let (value, demoted) = (None, false);
                     let pending = Pending { mode, range, flags, value, demoted, op, priority };

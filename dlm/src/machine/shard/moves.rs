@@ -6,7 +6,7 @@
 //!    │ ◀───────────────────── Known ─│                               │                        │
 //!    │ Move: the whole resource ───────────────────────────────────▶ │ Claim ───────────────▶ │ highest generation wins
 //!    │ ◀──────────────────────────── Taken ───────────────────────── │ ◀───────────── Claimed │
-//!    │ TakenAck ───────────────────────────────────────────────────▶ │                        │
+//!    │ TakenAck, users too ────────────────────────────────────────▶ │                        │
 //!    │ ◀───────────────────────── MoveOver ───────────────────────── │                        │
 //! ```
 //! **Frozen first.** The resource leaves only when every user knows that it may, and whereto. So whoever of the two fails,
@@ -18,8 +18,8 @@
 //! the old master does not know what it granted: it tells the directory (`HeirLost`), and the name is rebuilt from what
 //! all users register.
 //!
-//! **Nothing twice.** Users tell the heir again what has no answer. What was in a queue when the resource was frozen came
-//! with it, and is known by its number. A master that takes the resource back has got what was sent to it.
+//! **Nothing twice.** Users tell the heir again what has no answer, before `TakenAck`. What was in a queue when the resource
+//! was frozen came with it, and is known by its number. A master that takes the resource back has got what was sent to it.
 
 use super::local::{LocalName, Place};
 use super::master::Mastered;
@@ -93,9 +93,11 @@ struct Sent {
 #[derive(Clone, Debug)]
 struct Claimed {
     generation: Generation,
-    /// The master before, while it does not know.
-    before: Option<Identity>,
-    /// To be told in the end.
+    /// Users, and the master before, that have not told yet what has no answer.
+    unaware: BTreeSet<Identity>,
+    /// What came in the queues: told again, it is not taken again.
+    came: BTreeMap<LockKey, u32>,
+    /// The master before, to be told in the end.
     from: Identity,
     in_directory: bool,
 }
@@ -276,6 +278,18 @@ impl Shard {
         }
     }
 
+    /// Whether an operation came with the resource, and is told again.
+    pub(super) fn is_repeated(&self, name: &LockName, key: LockKey, op: u32) -> bool {
+        !self.moves.claims.is_empty()
+            && self.moves.claims.get(name).is_some_and(|c| c.came.get(&key) == Some(&op))
+            && !self.has_bug(Bug::MoveTakesTwice)
+    }
+
+    /// Whether this node waits to hear who of two masters has the name.
+    pub(super) fn is_frozen(&self, name: &LockName) -> bool {
+        self.moves.frozen.contains_key(name)
+    }
+
     /// A lock on a resource that is to leave belongs to somebody else now.
     pub(super) fn leaving_mut(&mut self, name: &LockName) -> Option<&mut Resource> {
         self.moves.leaving.get_mut(name).map(|l| &mut l.mastered.resource)
@@ -394,7 +408,7 @@ impl Shard {
             return;
         }
         self.moves.expected.remove(&name);
-        let (users, sequence) = (moved.users(), moved.sequence());
+        let (users, sequence, came) = (moved.users(), moved.sequence(), moved.pending());
         let resource = Resource::from_moved(moved, self.now);
         self.put_mastered(&name, Mastered::new(generation, resource));
         self.stats.moved_in += 1;
@@ -407,14 +421,15 @@ impl Shard {
                 local.set_place(Place::Here);
             }
         }
-        let claimed = Claimed { generation, before: Some(from), from, in_directory: false };
+        let mut unaware: BTreeSet<Identity> = users.into_iter().chain([from]).collect();
+        unaware.remove(&self.config.me);
+        let told = unaware.clone();
+        let claimed = Claimed { generation, unaware, came, from, in_directory: false };
         self.moves.claims.insert(name.clone(), claimed);
         self.rest(&name);
         // Before any answer: only the master is heard.
-        for user in users.into_iter().chain([from]).collect::<BTreeSet<_>>() {
-            if user != self.config.me {
-                self.send(user, Message::Taken { name: name.clone(), generation }, out);
-            }
+        for user in told {
+            self.send(user, Message::Taken { name: name.clone(), generation }, out);
         }
         self.claim(&name, generation, sequence, out);
         self.catch_up(&name, out);
@@ -468,7 +483,6 @@ impl Shard {
     ) {
         if let Some(sent) = self.moves.sent.get_mut(&name).filter(|s| (s.to, s.next) == (from, generation)) {
             sent.taken = true;
-            self.send(from, Message::TakenAck { name: name.clone(), generation }, out);
         }
         let is_told = match self.names.local(&name).map(LocalName::place) {
             Some(Place::Frozen) => self.moves.frozen.get(&name).is_some_and(|f| f.to == from),
@@ -480,6 +494,7 @@ impl Shard {
             self.forget_sent(&name);
             self.settle_at(&name, (from, generation), out);
         }
+        self.send(from, Message::TakenAck { name, generation }, out);
     }
 
     /// The resource does not move.
@@ -613,15 +628,14 @@ impl Shard {
         generation: Generation,
         out: &mut Vec<Output>,
     ) {
-        let is_it = |c: &&mut Claimed| (c.generation, c.before) == (generation, Some(from));
-        if let Some(claim) = self.moves.claims.get_mut(name).filter(is_it) {
-            claim.before = None;
+        if let Some(claim) = self.moves.claims.get_mut(name).filter(|c| c.generation == generation) {
+            claim.unaware.remove(&from);
             self.end_claim(name, out);
         }
     }
 
     fn end_claim(&mut self, name: &LockName, out: &mut Vec<Output>) {
-        let is_over = |c: &Claimed| c.in_directory && c.before.is_none();
+        let is_over = |c: &Claimed| c.in_directory && c.unaware.is_empty();
         if self.moves.claims.get(name).is_some_and(is_over)
             && let Some(Claimed { from, generation, .. }) = self.moves.claims.remove(name)
         {
@@ -668,7 +682,7 @@ impl Shard {
         let claims: Vec<LockName> = self.moves.claims.keys().cloned().collect();
         for name in claims {
             let Some(claim) = self.moves.claims.get_mut(&name) else { continue };
-            claim.before = claim.before.filter(|b| self.view.members.contains(b));
+            claim.unaware.retain(|b| self.view.members.contains(b));
             let (generation, is_due) = (claim.generation, !claim.in_directory);
             let sequence = self.names.mastered(&name).map_or(0, |m| m.resource.sequence());
             if is_due {
@@ -689,9 +703,10 @@ impl Shard {
                 self.moves.frozen.remove(&name);
                 continue;
             }
-            // A master that lives may not have given it away yet, and has what was sent to it.
             local.set_place(Place::Recovering);
-            if self.moves.frozen.get(&name).is_some_and(|f| !self.view.members.contains(&f.from)) {
+            // Who of them lives may have it, and says so.
+            let lives = |f: &Frozen| [f.from, f.to].iter().any(|w| self.view.members.contains(w));
+            if !self.moves.frozen.get(&name).is_some_and(lives) {
                 self.moves.frozen.remove(&name);
             }
         }

@@ -428,13 +428,14 @@ impl Shard {
     }
 
     pub(super) fn on_elsewhere(&mut self, name: &LockName, out: &mut Vec<Output>) {
+        let is_frozen = self.is_frozen(name);
         let Some(local) = self.names.local_mut(name).filter(|n| n.place() == Place::Recovering) else {
             return;
         };
         let has_granted =
             local.locks.iter().any(|id| self.locks.find(&id.0).is_some_and(|l| l.granted.is_some()));
-        if has_granted || self.moves.giver_of(name).is_some() {
-            // Who has a lock is told by the new master itself; that is on its way.
+        if has_granted || is_frozen {
+            // Who has a lock is told by the new master itself, or by the old one; that is on its way.
             return;
         }
         local.set_place(Place::Looking { stale: None });
