@@ -26,7 +26,7 @@
 //! **Deadlocks**: conversion deadlocks are refused at once, cycles over any resources, lockspaces and nodes within a second;
 //! of a cycle the wait of the lowest priority, among equals the youngest. For that an owner gives nothing up while it waits.
 //!
-//! **Not there yet**: mastery moves to a heavy user (it moves when a node leaves), name ranges delegated to a node. A
+//! **Not there yet**: name ranges delegated to a node. A
 //! resource outside the cluster checks tokens with a [`TokenGuard`].
 //!
 //! ```

@@ -4,8 +4,8 @@ use crate::format::Told;
 use crate::player::{Fault, NotHere, Setup, World};
 use crate::world::{Event, Told as WorldTold, World as Sim, mount};
 use quorate_dlm::{
-    Completion, ConvertRequest, LockError, LockId, LockName, LockRequest, LockspaceOptions, ResourceDump,
-    UnlockRequest,
+    Completion, ConvertRequest, LockError, LockId, LockName, LockRequest, LockspaceOptions, MoveOptions,
+    ResourceDump, UnlockRequest,
 };
 use quorate_membership::{Identity, Incarnation, NodeId};
 use std::collections::BTreeMap;
@@ -31,7 +31,9 @@ pub(crate) struct Distributed {
 
 impl Distributed {
     pub(crate) fn new(setup: Setup) -> Self {
-        let options = LockspaceOptions { holds: setup.holds, ..LockspaceOptions::plain(crate::world::SPACE) };
+        let moves = MoveOptions { after: setup.moves, rest_ms: 0 };
+        let options =
+            LockspaceOptions { holds: setup.holds, moves, ..LockspaceOptions::plain(crate::world::SPACE) };
         let voters = setup.nodes.max(2);
         let mut sim = Sim::new(voters, 1, options, None);
         sim.by_hand = true;
@@ -111,6 +113,7 @@ impl Distributed {
 }
 
 impl World for Distributed {
+    const HAS_MASTERS: bool = true;
     fn request(&mut self, node: u32, request: LockRequest) -> Result<LockId, LockError> {
         self.sim.request(self.life(node), request)
     }

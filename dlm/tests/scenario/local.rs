@@ -84,6 +84,7 @@ impl Local {
 }
 
 impl World for Local {
+    const HAS_MASTERS: bool = false;
     fn request(&mut self, node: u32, request: LockRequest) -> Result<LockId, LockError> {
         let (space, recorder) = self.node(node);
         space.request(request, recorder.clone())

@@ -31,6 +31,8 @@ pub(crate) trait World {
     /// Deadlocks that were found and that nobody may end, since the last call.
     fn undecided(&mut self) -> Vec<Vec<(u32, LockId)>>;
     /// The resource at its master.
+    /// Whether resources have masters, and mastery moves.
+    const HAS_MASTERS: bool;
     fn show(&self, name: &LockName) -> Option<ResourceDump>;
     /// A failure, or the end of one.
     fn fault(&mut self, fault: Fault) -> Result<(), NotHere>;
@@ -55,6 +57,8 @@ pub(crate) struct Setup {
     pub(crate) nodes: u32,
     /// The weakest mode that becomes a hold.
     pub(crate) holds: Option<Mode>,
+    /// After how many uses in a row by another node mastery moves there; 0: never.
+    pub(crate) moves: u16,
 }
 
 /// How a scenario went.
@@ -128,6 +132,7 @@ impl<W: World> Play<W> {
         match words {
             ["expect", rest @ ..] => return self.expect(rest).map_err(Stop::Failed),
             ["expect-queue", rest @ ..] => return self.expect_queue(&rest.join(" ")).map_err(Stop::Failed),
+            ["expect-master", node] => return self.expect_master(number(node)?),
             ["kernel", "expect", rest @ ..] => {
                 // What Linux does; here it must be otherwise, or the line is no deviation any more.
                 let before = self.events.clone();
@@ -288,6 +293,16 @@ impl<W: World> Play<W> {
         Ok(format!("granted:{granted} convert:{converting} wait:{waiting}"))
     }
 
+    /// Where there are no masters, nothing moves.
+    fn expect_master(&self, expected: u32) -> Result<(), Stop> {
+        if !W::HAS_MASTERS {
+            return Err(Stop::NotHere);
+        }
+        let name = self.shown.as_ref().ok_or("nothing is shown")?;
+        let found = self.world.show(name).map_or(0, |d| d.master.node.0);
+        if found == expected { Ok(()) } else { Err(format!("+ expect-master {found}").into()) }
+    }
+
     fn expect_queue(&self, expected: &str) -> Result<(), String> {
         let found = self.queues()?;
         if found == expected {
@@ -316,9 +331,11 @@ pub(crate) fn play<W: World>(
         Some(_) => return Err("nodes: 1 to 16".to_owned()),
     };
     let holds = header("holds").map(|m| mode(m).ok_or_else(|| format!("no mode: {m}"))).transpose()?;
-    let world = world(Setup { nodes, holds });
+    let moves = header("moves").map_or(Ok(0), |n| n.parse().map_err(|_| format!("no number: {n}")))?;
+    let world = world(Setup { nodes, holds, moves });
     let mut play = Play { world, labels: BTreeMap::new(), events: Vec::new(), shown: None, is_verbose };
-    for (number, line) in lines.iter().filter(|(_, w)| w[0] != "nodes" && w[0] != "holds") {
+    for (number, line) in lines.iter().filter(|(_, w)| !["nodes", "holds", "moves"].contains(&w[0].as_str()))
+    {
         let line: Vec<&str> = line.iter().map(String::as_str).collect();
         let result = play.line(&line);
         if play.is_verbose {

@@ -103,6 +103,7 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let mut events = core::mem::take(&mut self.events);
+        let twice = self.has_bug(Bug::MoveTakesTwice);
         let loses_remainder = self.has_bug(Bug::LoseRemainder);
         let loses_unlock = self.has_bug(Bug::LoseUnlock) && key.node != self.config.me;
         let cx = context!(self);
@@ -113,7 +114,7 @@ impl Shard {
             let (op, resource) = (numbered.op, &mut mastered.resource);
             let result = match numbered.operation {
                 // A repetition of what we have already: the holder did not know.
-                Operation::New { .. } if resource.find(key).is_some() => Ok(()),
+                Operation::New { .. } if resource.find(key).is_some() && !twice => Ok(()),
                 Operation::New { mode, range, flags, owner, priority } => {
                     let (value, demoted) = (None, false);
                     let pending = Pending { mode, range, flags, value, demoted, op, priority };

@@ -17,7 +17,7 @@ use crate::node::BenchNode;
 use crate::sample::percentile;
 use quorate_dlm::{
     Completion, LockCallbacks, LockId, LockManager, LockQueue, LockRequest, Lockspace, LockspaceOptions,
-    Mode, UnlockRequest, What,
+    Mode, MoveOptions, UnlockRequest, What,
 };
 use quorate_membership::driver::boottime;
 use quorate_membership::driver::transport::TransportKind;
@@ -187,7 +187,10 @@ pub(crate) fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
             let count = usize::try_from(number(1)?)?;
             space = Some(runtime.block_on(async {
                 node.wait_members(count).await;
-                node.dlm.join(&LockspaceOptions::plain(SPACE)).await
+                // What is measured here is a master elsewhere.
+                let options =
+                    LockspaceOptions { moves: MoveOptions::NEVER, ..LockspaceOptions::plain(SPACE) };
+                node.dlm.join(&options).await
             })?);
             say("ok");
             continue;
