@@ -25,6 +25,9 @@ pub struct NodeConfig {
     pub credentials: Credentials,
     /// Where to listen, for UDP and TCP alike. Port 0 lets the system choose one that is free in both.
     pub listen: SocketAddr,
+    /// Further addresses to listen on, one for each further path: over each the others keep a connection of its own, and
+    /// while one is left no view changes. The n-th is the one that others have in the (n+1)-th place of this node's list.
+    pub listen_also: Vec<SocketAddr>,
     /// Where other nodes are, beside what the roster says: the first contact of a node that has no roster yet.
     pub peers: BTreeMap<NodeId, Vec<SocketAddr>>,
     /// The machine's times.
@@ -49,6 +52,7 @@ impl NodeConfig {
             supervised: false,
             credentials,
             listen,
+            listen_also: Vec::new(),
             peers: BTreeMap::new(),
             timing: Config::lan(),
             kill_time: Duration::from_millis(500),

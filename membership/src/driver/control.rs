@@ -3,7 +3,7 @@
 //! Nothing of a service runs here, and no fsync, so that neither can delay a heartbeat.
 
 use super::boottime;
-use super::link::{Established, FrameReader, Mesh, MeshEvent, OutQueue, RosterCheck, write_out};
+use super::link::{Established, FrameReader, Mesh, MeshEvent, OutQueue, Paths, RosterCheck, write_out};
 use super::node::{Ended, NodeEnd, Shared};
 use super::pki::Credentials;
 use super::progress::Progress;
@@ -22,6 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// What may wait to be written to one peer. Control messages are repeated by the machine, so more are dropped.
 const QUEUE_BYTES_MAX: usize = 8 << 20;
+/// A control message up to this length goes over all paths to a node.
+const ALL_PATHS_BYTES_MAX: usize = 16 << 10;
 /// While a loop of the node is stuck, how often it is looked at again.
 const STUCK_POLL: Duration = Duration::from_millis(20);
 /// Between two looks at our certificate's validity.
@@ -56,12 +58,13 @@ pub(super) enum Command {
 }
 
 enum FromLink {
-    Packet { from: Peer, msg: ControlMsg },
+    Packet { from: Peer, path: u8, msg: ControlMsg },
     Down { link: u64 },
 }
 
 struct Link {
     peer: Peer,
+    path: u8,
     key: [u8; 32],
     out: Arc<OutQueue>,
     datagrams: Option<Datagrams>,
@@ -154,6 +157,10 @@ impl Control {
             _ => {}
         }
         self.stuck = stuck.is_some();
+        for (node, path) in self.parts.shared.links.newly_silent(boottime()) {
+            tracing::warn!(target: "quorate_membership", %node, path, "nothing comes over this path");
+            self.parts.shared.to_lane(LaneInput::PathSilent { node, path });
+        }
         (!self.stuck).then_some(Input::Tick)
     }
 
@@ -166,17 +173,21 @@ impl Control {
             MeshEvent::Up(established) => {
                 self.next_link += 1;
                 let link = self.next_link;
-                let Established { peer, key, dialled, mut write, read, frames, datagrams } = *established;
-                tracing::info!(target: "quorate_membership", peer = %peer.identity(), dialled, "connected");
+                let Established { peer, key, dialled, path, mut write, read, frames, datagrams } =
+                    *established;
+                tracing::info!(target: "quorate_membership", peer = %peer.identity(), path, dialled, "connected");
+                self.parts.shared.links.connected(peer.node, path, boottime());
                 let out = Arc::new(OutQueue::default());
-                self.links.insert(link, Link { peer, key, out: out.clone(), datagrams: datagrams.clone() });
+                self.links
+                    .insert(link, Link { peer, path, key, out: out.clone(), datagrams: datagrams.clone() });
                 let to = self.from_links.clone();
                 let speaks = self.parts.shared.member().speaks();
+                let from = (peer, path);
                 tokio::spawn(async move {
                     let why = tokio::select! {
                         result = write_out(&out, &mut *write) => result.err(),
-                        error = read_packets(peer, speaks, read, frames, &to) => Some(error),
-                        () = read_datagrams(peer, speaks, datagrams, &to) => None,
+                        error = read_packets(from, speaks, read, frames, &to) => Some(error),
+                        () = read_datagrams(from, speaks, datagrams, &to) => None,
                     };
                     let why = why.map_or_else(|| "closed".to_owned(), |e| e.to_string());
                     tracing::info!(target: "quorate_membership", peer = %peer.identity(), why, "disconnected");
@@ -189,10 +200,14 @@ impl Control {
 
     fn on_link(&mut self, packet: FromLink) -> Option<Input> {
         match packet {
-            FromLink::Packet { from, msg } => Some(Input::Packet { from, msg }),
+            FromLink::Packet { from, path, msg } => {
+                self.parts.shared.links.heard(from.node, path, boottime());
+                Some(Input::Packet { from, msg })
+            }
             FromLink::Down { link } => {
-                let node = self.links.remove(&link)?.peer.node;
-                self.parts.mesh.lost(node);
+                let Link { peer: Peer { node, .. }, path, .. } = self.links.remove(&link)?;
+                self.parts.mesh.lost(node, path);
+                self.parts.shared.links.disconnected(node, path);
                 let connected = self.links.values().any(|l| l.peer.node == node);
                 (!connected).then_some(Input::LinkLost { node })
             }
@@ -274,16 +289,20 @@ impl Control {
         self.parts.shared.remember(event);
     }
 
-    /// To each process of the node, over its newest connection.
+    /// To each process of the node, over the newest connection of every path: the machine takes a message twice as well
+    /// as once, and none waits for a path to be found silent. Long ones go over one path.
     fn send(&self, to: NodeId, life: Option<Incarnation>, msg: &ControlMsg) {
         let bytes = msg.encode(self.parts.shared.member().version_to(to));
         let fits = msg.is_periodic() && bytes.len() <= DATAGRAM_BYTES_MAX;
-        let mut served: BTreeSet<Peer> = BTreeSet::new();
+        let mut served: BTreeSet<(Peer, u8)> = BTreeSet::new();
+        let table = &self.parts.shared.links;
+        let only = if ALL_PATHS_BYTES_MAX < bytes.len() { table.best(to, boottime()) } else { None };
         let links = self.links.values().rev().filter(|l| l.peer.node == to);
         for link in links.filter(|l| life.is_none_or(|i| l.peer.incarnation == i)) {
-            if !served.insert(link.peer) {
+            if only.is_some_and(|path| path != link.path) || !served.insert((link.peer, link.path)) {
                 continue;
             }
+            table.sent(to, link.path, link.datagrams.as_ref().and_then(Datagrams::measured));
             match &link.datagrams {
                 Some(datagrams) if fits => datagrams.send(bytes.clone()),
                 _ => link.out.push_frame_below(&bytes, QUEUE_BYTES_MAX),
@@ -346,17 +365,18 @@ async fn pause(wait: Option<Duration>) {
     }
 }
 
-/// Where the nodes are: what the roster says, then what the configuration adds.
+/// Where the nodes are: the n-th address that the roster has is the n-th path, and the n-th that the configuration has leads
+/// there too.
 pub(super) fn targets(
     view: Option<&View>,
     peers: &BTreeMap<NodeId, Vec<SocketAddr>>,
-) -> BTreeMap<NodeId, Vec<SocketAddr>> {
-    let mut targets: BTreeMap<NodeId, Vec<SocketAddr>> = BTreeMap::new();
+) -> BTreeMap<NodeId, Paths> {
+    let mut targets: BTreeMap<NodeId, Paths> = BTreeMap::new();
     for (node, entry) in view.iter().flat_map(|v| v.roster.iter()) {
         let known = targets.entry(*node).or_default();
         for text in &entry.addresses {
             match text.parse() {
-                Ok(address) => known.push(address),
+                Ok(address) => known.push(vec![address]),
                 Err(_) => {
                     tracing::warn!(target: "quorate_membership", %node, text, "the roster has an address that is none");
                 }
@@ -369,13 +389,21 @@ pub(super) fn targets(
             continue;
         }
         let known = targets.entry(*node).or_default();
-        known.extend(addresses.iter().filter(|a| !known.contains(a)).copied().collect::<Vec<_>>());
+        for (path, address) in addresses.iter().enumerate() {
+            if known.iter().flatten().any(|a| a == address) {
+                continue;
+            }
+            match known.get_mut(path) {
+                Some(path) => path.push(*address),
+                None => known.push(vec![*address]),
+            }
+        }
     }
     targets
 }
 
 async fn read_packets(
-    peer: Peer,
+    from: (Peer, u8),
     speaks: Versions,
     mut read: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
     mut frames: FrameReader,
@@ -384,27 +412,27 @@ async fn read_packets(
     frames.set_limit(CONTROL_BYTES_MAX);
     loop {
         match frames.one(&mut *read).await {
-            Ok(bytes) => pass_on(peer, speaks, &bytes, to).await,
+            Ok(bytes) => pass_on(from, speaks, &bytes, to).await,
             Err(error) => return error,
         }
     }
 }
 
 async fn read_datagrams(
-    peer: Peer,
+    from: (Peer, u8),
     speaks: Versions,
     datagrams: Option<Datagrams>,
     to: &mpsc::Sender<FromLink>,
 ) {
     let Some(datagrams) = datagrams else { return std::future::pending().await };
     while let Some(bytes) = datagrams.receive().await {
-        pass_on(peer, speaks, &bytes, to).await;
+        pass_on(from, speaks, &bytes, to).await;
     }
 }
 
-async fn pass_on(from: Peer, speaks: Versions, bytes: &[u8], to: &mpsc::Sender<FromLink>) {
+async fn pass_on((from, path): (Peer, u8), speaks: Versions, bytes: &[u8], to: &mpsc::Sender<FromLink>) {
     match ControlMsg::decode(bytes, speaks) {
-        Ok(msg) => drop(to.send(FromLink::Packet { from, msg }).await),
+        Ok(msg) => drop(to.send(FromLink::Packet { from, path, msg }).await),
         Err(error) => {
             tracing::warn!(target: "quorate_membership", peer = %from.identity(), %error, "a message was dropped");
         }

@@ -9,6 +9,7 @@ mod control;
 mod groups;
 mod link;
 mod node;
+mod paths;
 pub mod pki;
 mod progress;
 mod runtime;
@@ -21,6 +22,7 @@ pub use config::{AgreedTimes, CreateError, NodeConfig, StartError, create_cluste
 pub use groups::NodeGroups;
 pub use link::HelloRefusal;
 pub use node::{Node, NodeEnd, ShutdownError};
+pub use paths::LinkStatus;
 pub use progress::{LoopBeat, Progress};
 pub use runtime::{TokioRuntime, boottime};
 pub use state::{StateDir, StateDirError, StateLock, renounce};

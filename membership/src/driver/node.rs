@@ -3,9 +3,10 @@
 use super::config::{AgreedTimes, NodeConfig, StartError, random};
 use super::control::{Command, Control, Parts};
 use super::link::{Me, Mesh, RosterCheck};
+use super::paths::{LinkStatus, LinkTable};
 use super::sessions::{Lane as SessionLane, LaneInput, SessionShared, wait_for};
 use super::state::StateDir;
-use super::transport::{Lane, QuicTransport, TcpTransport, Transport, TransportKind};
+use super::transport::{Lane, QuicTransport, SeveralTransports, TcpTransport, Transport, TransportKind};
 use super::{boottime, storage};
 use crate::machine::{Durable, Event, Member, RequestId, StopReason};
 use crate::session::{Limits, SessionMachine};
@@ -66,6 +67,7 @@ pub(super) struct Shared {
     lane: mpsc::UnboundedSender<LaneInput>,
     lane_thread: OnceLock<ThreadId>,
     ended: watch::Sender<Ended>,
+    pub(super) links: LinkTable,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -125,7 +127,8 @@ impl Shared {
 /// [`Node::join`] lets the machine run. `shutdown` leaves cleanly, `abort` and dropping do not.
 pub struct Node {
     shared: Arc<Shared>,
-    address: SocketAddr,
+    /// Never empty.
+    addresses: Vec<SocketAddr>,
     next_request: AtomicU64,
     go: Mutex<Option<watch::Sender<bool>>>,
 }
@@ -134,7 +137,7 @@ impl core::fmt::Debug for Node {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Node")
             .field("me", &self.shared.me)
-            .field("address", &self.address)
+            .field("addresses", &self.addresses)
             .finish_non_exhaustive()
     }
 }
@@ -170,9 +173,8 @@ struct Sockets {
     address: SocketAddr,
 }
 
-fn bind_once(config: &NodeConfig) -> io::Result<Sockets> {
+fn bind_once(config: &NodeConfig, mut address: SocketAddr) -> io::Result<Sockets> {
     let uses = |kind| config.control == kind || config.sessions == kind;
-    let mut address = config.listen;
     let mut tcp = None;
     if uses(TransportKind::Tcp) {
         let socket = TcpListener::bind(address)?;
@@ -188,15 +190,19 @@ fn bind_once(config: &NodeConfig) -> io::Result<Sockets> {
     Ok(Sockets { udp, tcp, address })
 }
 
-fn bind(config: &NodeConfig) -> Result<Sockets, StartError> {
-    let mut result = bind_once(config);
-    for _ in 1..PORT_TRIES {
-        if result.is_ok() || config.listen.port() != 0 {
-            break;
+fn bind(config: &NodeConfig) -> Result<Vec<Sockets>, StartError> {
+    let mut all = Vec::new();
+    for address in core::iter::once(config.listen).chain(config.listen_also.iter().copied()) {
+        let mut result = bind_once(config, address);
+        for _ in 1..PORT_TRIES {
+            if result.is_ok() || address.port() != 0 {
+                break;
+            }
+            result = bind_once(config, address);
         }
-        result = bind_once(config);
+        all.push(result.map_err(|source| StartError::Bind { address, source })?);
     }
-    result.map_err(|source| StartError::Bind { address: config.listen, source })
+    Ok(all)
 }
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
@@ -209,6 +215,20 @@ fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
 
 /// A transport for these lanes, served by the runtime that is entered.
 fn transport(
+    kind: TransportKind,
+    sockets: &mut [Sockets],
+    config: &NodeConfig,
+    lanes: &[Lane],
+) -> Result<Arc<dyn Transport>, StartError> {
+    let each = sockets.iter_mut().map(|s| one_transport(kind, s, config, lanes));
+    let mut each = each.collect::<Result<Vec<_>, _>>()?;
+    Ok(match (each.pop(), each.is_empty()) {
+        (Some(only), true) => only,
+        (last, _) => Arc::new(SeveralTransports::new(each.into_iter().chain(last).collect())),
+    })
+}
+
+fn one_transport(
     kind: TransportKind,
     sockets: &mut Sockets,
     config: &NodeConfig,
@@ -245,7 +265,7 @@ impl Node {
         let empty = Durable::empty(cluster, node, fresh);
         let mut dir = StateDir::open(&config.state_dir, &empty, config.supervised)?;
         let mut sockets = bind(&config)?;
-        let address = sockets.address;
+        let addresses: Vec<SocketAddr> = sockets.iter().map(|s| s.address).collect();
         let nonce = u64::from_le_bytes(random().map_err(system("randomness"))?);
         let seed = u64::from_le_bytes(random().map_err(system("randomness"))?);
         let incarnation = dir.next_life()?;
@@ -253,7 +273,7 @@ impl Node {
         let durable = dir.durable().clone();
         let speaks = config.timing.speaks;
         let times = AgreedTimes::of(&config.timing, config.kill_time);
-        let me = Me { cluster, identity, nonce, state: durable.state, speaks, times };
+        let me = Me { cluster, identity, nonce, state: durable.state, speaks, times, path: 0 };
         let contacts: BTreeSet<NodeId> = config.peers.keys().copied().collect();
         let member = Member::new(config.timing.clone(), durable, nonce, contacts, seed, boottime())?;
         let view = member.view().cloned().unwrap_or_else(|| Arc::new(View::empty(cluster)));
@@ -273,6 +293,7 @@ impl Node {
             lane,
             lane_thread: OnceLock::new(),
             ended: watch::Sender::new(Ended::No),
+            links: LinkTable::new(config.timing.heartbeat_interval),
         });
         let (control_rt, lane_rt) = (runtime()?, runtime()?);
         let same = config.control == config.sessions;
@@ -362,7 +383,7 @@ impl Node {
                 shared.set_ended(Ended::Over(end));
             })
             .map_err(system("a thread"))?;
-        Ok(Arc::new(Self { shared, address, next_request: AtomicU64::new(1), go: Mutex::new(Some(go)) }))
+        Ok(Arc::new(Self { shared, addresses, next_request: AtomicU64::new(1), go: Mutex::new(Some(go)) }))
     }
 
     /// Lets the machine run: it connects, asks to be let in, or forms the cluster it is the voter of. Once is enough.
@@ -375,7 +396,19 @@ impl Node {
     /// Where it listens, with the port that the system chose.
     #[must_use]
     pub fn local_address(&self) -> SocketAddr {
-        self.address
+        self.addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)))
+    }
+
+    /// All addresses on which it listens, in the order of the paths.
+    #[must_use]
+    pub fn local_addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What this node knows of its connections to the others, by node and path.
+    #[must_use]
+    pub fn links(&self) -> Vec<LinkStatus> {
+        self.shared.links.all(boottime())
     }
 
     /// Whether this life is a member of the newest record it knows.

@@ -16,10 +16,12 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::AsyncRead;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// The loop turns at least this often, to show that it does.
 const TURN_MAX: Duration = Duration::from_millis(100);
+/// A path must have been there for so long before the sessions go back to it.
+const FAIL_BACK_AFTER: Duration = Duration::from_secs(2);
 /// Messages to ourselves that may wait.
 const SELF_QUEUE_MAX: usize = 65_536;
 /// What may wait on a connection when a frame between two others is to be passed on over it; more is dropped, and the
@@ -30,11 +32,29 @@ const RELAY_QUEUE_BYTES_MAX: usize = 8 << 20;
 pub(super) enum LaneInput {
     Installed(Arc<View>),
     Quorum(bool),
-    Done { reply: Reply, result: Result<Arc<View>, RequestError> },
-    Subscribe { listener: Arc<dyn ViewListener>, told: std::sync::mpsc::SyncSender<()> },
-    Pause { service: ServiceId, paused: bool },
-    ToMyself { service: ServiceId, epoch: Epoch, payload: Vec<u8> },
+    Done {
+        reply: Reply,
+        result: Result<Arc<View>, RequestError>,
+    },
+    Subscribe {
+        listener: Arc<dyn ViewListener>,
+        told: std::sync::mpsc::SyncSender<()>,
+    },
+    Pause {
+        service: ServiceId,
+        paused: bool,
+    },
+    ToMyself {
+        service: ServiceId,
+        epoch: Epoch,
+        payload: Vec<u8>,
+    },
     CloseKey([u8; 32]),
+    /// Nothing comes over this path, but over another one to that node.
+    PathSilent {
+        node: NodeId,
+        path: u8,
+    },
     Stop(String),
 }
 
@@ -202,22 +222,60 @@ pub(super) struct Lane {
     pub(super) accepted: Option<mpsc::Receiver<Channel>>,
 }
 
-struct Ended {
-    link: LinkId,
-    node: NodeId,
-    /// The other end or the network ended it.
-    lost: bool,
+enum FromLink {
+    Ended {
+        link: LinkId,
+        /// The other end or the network ended it.
+        lost: bool,
+    },
+    /// A spare is to be used from now on: this end told it to, or the other one did and speaks on it.
+    Start { link: LinkId, established: Box<Established> },
 }
 
 struct LinkInfo {
-    node: NodeId,
+    peer: Identity,
     key: [u8; 32],
+    path: u8,
+    since: Instant,
+    /// Of a spare: says that it is needed. Dropped, it ends it.
+    spare: Option<oneshot::Sender<()>>,
+}
+
+impl LinkInfo {
+    /// Its task ends with its end of the channel.
+    fn close_spare(&mut self) {
+        if let Some(start) = self.spare.take() {
+            let (other, _) = oneshot::channel();
+            self.spare = Some(other);
+            drop(start);
+        }
+    }
+}
+
+/// Both ends know that a session moves when the first frame comes on a connection that was spare. So a spare is one of
+/// which the session machine does not know, and a change of paths is an ordinary takeover (R2).
+async fn keep_spare(
+    link: LinkId,
+    mut established: Box<Established>,
+    needed: oneshot::Receiver<()>,
+    to: mpsc::UnboundedSender<FromLink>,
+) {
+    let Established { frames, read, .. } = &mut *established;
+    let starts = tokio::select! {
+        needed = needed => needed.is_ok(),
+        filled = frames.fill(&mut **read) => filled.is_ok(),
+    };
+    drop(to.send(if starts {
+        FromLink::Start { link, established }
+    } else {
+        FromLink::Ended { link, lost: false }
+    }));
 }
 
 impl Lane {
     /// Runs until it is told to stop.
     pub(super) async fn run(mut self) {
-        let (ended_to, mut ended) = mpsc::unbounded_channel();
+        let (to_lane, mut from_links) = mpsc::unbounded_channel();
         let mut links: BTreeMap<LinkId, LinkInfo> = BTreeMap::new();
         let mut next_link = 0;
         let mut joined = false;
@@ -229,29 +287,30 @@ impl Lane {
                 input = self.inputs.recv() => match input {
                     None => return,
                     Some(LaneInput::Stop(reason)) => return self.stop(&reason),
-                    Some(LaneInput::CloseKey(key)) => self.close_where(&links, |l| l.key == key),
+                    Some(LaneInput::CloseKey(key)) => self.close_where(&mut links, |l| l.key == key),
+                    Some(LaneInput::PathSilent { node, path }) => self.leave_path(&mut links, node, path),
                     Some(LaneInput::Installed(view)) => {
                         self.install(view);
                         let roster = self.roster.clone();
-                        self.close_where(&links, |l| roster.check(l.node, &l.key).is_err());
+                        self.close_where(&mut links, |l| roster.check(l.peer.node, &l.key).is_err());
                     }
                     Some(other) => self.on_input(other),
                 },
                 Some(event) = self.mesh_events.recv() => {
                     if let MeshEvent::Up(established) = event {
                         next_link += 1;
-                        let link = LinkId(next_link);
-                        links.insert(link, LinkInfo { node: established.peer.node, key: established.key });
-                        self.link_up(link, *established, ended_to.clone());
+                        self.on_established(LinkId(next_link), established, &mut links, &to_lane);
                     }
                 }
-                Some(Ended { link, node, lost }) = ended.recv() => {
-                    links.remove(&link);
-                    self.mesh.lost(node);
-                    if lost {
-                        self.shared.command(Command::LinkLost(node));
+                Some(event) = from_links.recv() => match event {
+                    FromLink::Ended { link, lost } => self.on_ended(link, lost, &mut links),
+                    FromLink::Start { link, established } => {
+                        if let Some(info) = links.get_mut(&link) {
+                            info.spare = None;
+                            self.link_up(link, *established, to_lane.clone());
+                        }
                     }
-                }
+                },
                 true = wait_for(&mut self.go), if !joined => {
                     joined = true;
                     match self.accepted.take() {
@@ -261,6 +320,80 @@ impl Lane {
                 }
                 () = self.shared.sessions.wake.notified() => {}
                 () = tokio::time::sleep(wait) => self.shared.sessions.feed(Input::Tick),
+            }
+            self.fail_back(&mut links);
+        }
+    }
+
+    /// The first connection to a life is used, and a newer one of the same path; one over another path is a spare.
+    fn on_established(
+        &self,
+        link: LinkId,
+        established: Box<Established>,
+        links: &mut BTreeMap<LinkId, LinkInfo>,
+        to_lane: &mpsc::UnboundedSender<FromLink>,
+    ) {
+        let (peer, path) = (established.peer.identity(), established.path);
+        let mut used = links.values().filter(|l| l.peer == peer && l.spare.is_none());
+        let is_spare = used.next().is_some_and(|first| first.path != path && used.all(|l| l.path != path));
+        let (start, needed) = oneshot::channel();
+        let spare = is_spare.then_some(start);
+        links.insert(link, LinkInfo { peer, key: established.key, path, since: boottime(), spare });
+        if is_spare {
+            tokio::spawn(keep_spare(link, established, needed, to_lane.clone()));
+        } else {
+            self.link_up(link, *established, to_lane.clone());
+        }
+    }
+
+    /// The spare with the best path takes over at once.
+    fn on_ended(&self, link: LinkId, lost: bool, links: &mut BTreeMap<LinkId, LinkInfo>) {
+        let Some(LinkInfo { peer, path, spare, .. }) = links.remove(&link) else { return };
+        self.mesh.lost(peer.node, path);
+        if links.values().any(|l| l.peer == peer && l.spare.is_none()) {
+            return;
+        }
+        let table = &self.shared.links;
+        let spares = links.values_mut().filter(|l| l.peer == peer);
+        match spares.min_by_key(|l| (!table.speaks(peer.node, l.path, boottime()), l.path)) {
+            Some(next) => {
+                if let Some(start) = next.spare.take() {
+                    tracing::info!(target: "quorate_membership", %peer, path = next.path, "the sessions change to this path");
+                    let _ = start.send(());
+                }
+            }
+            None if lost && spare.is_none() => self.shared.command(Command::LinkLost(peer.node)),
+            None => {}
+        }
+    }
+
+    /// The sessions leave a silent path if there is a spare.
+    fn leave_path(&self, links: &mut BTreeMap<LinkId, LinkInfo>, node: NodeId, path: u8) {
+        let has_spare = links.values().any(|l| l.peer.node == node && l.path != path && l.spare.is_some());
+        if has_spare {
+            self.close_where(links, |l| l.peer.node == node && l.path == path);
+        }
+    }
+
+    /// The end with the lower id moves the sessions back to a better path once that has been there for a while.
+    fn fail_back(&self, links: &mut BTreeMap<LinkId, LinkInfo>) {
+        let now = boottime();
+        let me = self.shared.me.node;
+        let used: Vec<(Identity, u8)> = links
+            .values()
+            .filter(|l| l.spare.is_none() && me < l.peer.node)
+            .map(|l| (l.peer, l.path))
+            .collect();
+        for (peer, path) in used {
+            let better = links.values_mut().find(|l| {
+                l.peer == peer && l.path < path && l.spare.is_some() && l.since + FAIL_BACK_AFTER <= now
+            });
+            let Some(better) = better.filter(|l| self.shared.links.speaks(peer.node, l.path, now)) else {
+                continue;
+            };
+            if let Some(start) = better.spare.take() {
+                tracing::info!(target: "quorate_membership", %peer, path = better.path, "the sessions go back to this path");
+                let _ = start.send(());
             }
         }
     }
@@ -293,7 +426,10 @@ impl Lane {
                 sessions.call(sessions.me, service, epoch, &payload);
             }
             LaneInput::Pause { service, paused } => sessions.feed(Input::Paused { service, paused }),
-            LaneInput::Installed(_) | LaneInput::CloseKey(_) | LaneInput::Stop(_) => {}
+            LaneInput::Installed(_)
+            | LaneInput::CloseKey(_)
+            | LaneInput::PathSilent { .. }
+            | LaneInput::Stop(_) => {}
         }
     }
 
@@ -311,26 +447,29 @@ impl Lane {
         self.shared.sessions.deliver(deliveries);
     }
 
-    fn close_where(&self, links: &BTreeMap<LinkId, LinkInfo>, wanted: impl Fn(&LinkInfo) -> bool) {
+    fn close_where(&self, links: &mut BTreeMap<LinkId, LinkInfo>, wanted: impl Fn(&LinkInfo) -> bool) {
         let state = self.shared.sessions.state();
-        for (link, _) in links.iter().filter(|(_, info)| wanted(info)) {
+        for (link, info) in links.iter_mut().filter(|(_, info)| wanted(info)) {
+            info.close_spare();
             if let Some(queue) = state.links.get(link) {
                 queue.close();
             }
         }
     }
 
-    fn link_up(&self, link: LinkId, established: Established, ended: mpsc::UnboundedSender<Ended>) {
-        let Established { peer, dialled, mut write, read, mut frames, datagrams, .. } = established;
+    fn link_up(&self, link: LinkId, established: Established, to_lane: mpsc::UnboundedSender<FromLink>) {
+        let Established { peer, dialled, path, mut write, read, mut frames, datagrams, .. } = established;
         let queue = Arc::new(OutQueue::default());
         self.shared.sessions.state().links.insert(link, queue.clone());
-        self.shared.sessions.feed(Input::LinkUp { link, peer: peer.identity(), dialled });
+        self.shared.links.sessions(peer.node, path, true);
+        self.shared.sessions.feed(Input::LinkUp { link, peer: peer.identity(), dialled, path });
         let shared = self.shared.clone();
         tokio::spawn(async move {
             // A service that panics does so in this task, and tokio would go on as if nothing had happened.
             let _guard = PanicGuard(shared.clone());
             frames.set_limit(FRAME_BYTES_MAX);
             let lost = tokio::select! {
+                () = queue.closed() => false,
                 written = write_out(&queue, &mut *write) => written.is_err(),
                 error = read_frames(&shared.sessions, link, frames, read) => {
                     tracing::debug!(target: "quorate_membership", peer = %peer.identity(), %error, "a session connection ended");
@@ -340,7 +479,8 @@ impl Lane {
             drop(datagrams);
             shared.sessions.state().links.remove(&link);
             shared.sessions.feed(Input::LinkDown { link });
-            drop(ended.send(Ended { link, node: peer.node, lost }));
+            shared.links.sessions(peer.node, path, false);
+            drop(to_lane.send(FromLink::Ended { link, lost }));
         });
     }
 

@@ -81,6 +81,7 @@ impl GroupMachine {
             }
             Body::Base { members, at } if by_coordinator => {
                 flush.goes_on.insert(group.to_owned());
+                self.end_members(group, out);
                 self.copies.insert(group.to_owned(), Copy::new(members, at));
             }
             Body::Missing(entry) if by_coordinator => {

@@ -399,6 +399,15 @@ impl GroupMachine {
         }
     }
 
+    /// What came behind the copy here is not kept any more, so the leaves of all that were members have had their place:
+    /// they get nothing of what follows.
+    pub(super) fn end_members(&mut self, group: &str, out: &mut Vec<Output>) {
+        for process in self.members_here(group) {
+            self.locals.remove(&process);
+            out.push(Output::Event { process, event: Event::Left });
+        }
+    }
+
     /// A node without processes in a group keeps nothing of it, unless it orders it.
     pub(super) fn drop_strange(&mut self, group: &str) {
         let hosts = self.copies.get(group).is_some_and(|c| c.hosts().contains(&self.me));

@@ -11,7 +11,7 @@ impl SessionMachine {
         now: Instant,
         link: LinkId,
         peer: Identity,
-        dialled: bool,
+        (dialled, path): (bool, u8),
         out: &mut Vec<Output>,
     ) {
         let is_member = self.view.as_ref().is_some_and(|v| v.contains(peer));
@@ -23,7 +23,7 @@ impl SessionMachine {
             self.forget_older_strangers(now, peer, out);
         }
         let by_lower = dialled == (self.me.node < peer.node);
-        self.resume(now, link, peer, (Via::Direct, by_lower), out);
+        self.resume(now, link, peer, (Via::Direct { path }, by_lower), out);
     }
 
     /// Enters a link and says what we have.
@@ -98,7 +98,7 @@ impl SessionMachine {
     ) {
         let Some(l) = self.sessions.get(&peer).and_then(|s| s.links.get(&link)) else { return };
         match l.via {
-            Via::Direct => out.push(Output::Transmit { link, bytes: bytes.clone() }),
+            Via::Direct { .. } => out.push(Output::Transmit { link, bytes: bytes.clone() }),
             Via::Relay { relay, tag } => self.send_through(relay, peer, tag, frame::content(bytes), out),
         }
     }

@@ -48,6 +48,8 @@ pub enum Input<'a> {
         peer: Identity,
         /// Whether this node dialled.
         dialled: bool,
+        /// Which of the paths between the two it is; both ends say the same.
+        path: u8,
     },
     /// The connection is gone. No frame of it follows.
     LinkDown {
@@ -312,7 +314,9 @@ impl SessionMachine {
     /// Takes one input; all that must be done is in `out` afterwards.
     pub fn handle(&mut self, now: Instant, input: Input<'_>, out: &mut Vec<Output>) {
         match input {
-            Input::LinkUp { link, peer, dialled } => self.on_link_up(now, link, peer, dialled, out),
+            Input::LinkUp { link, peer, dialled, path } => {
+                self.on_link_up(now, link, peer, (dialled, path), out);
+            }
             Input::LinkDown { link } => self.on_link_down(now, link, out),
             Input::Frame { link, frame } => {
                 if let Err(why) = self.on_frame(now, link, frame, out) {

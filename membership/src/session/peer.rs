@@ -2,6 +2,7 @@
 
 use super::machine::LinkId;
 use crate::{Epoch, Identity, Instant, ServiceId};
+use core::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -26,7 +27,10 @@ pub(super) struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Via {
     /// A connection of the driver.
-    Direct,
+    Direct {
+        /// Over which of the paths between the two.
+        path: u8,
+    },
     /// A common peer passes them on (R3).
     Relay { relay: Identity, tag: u64 },
 }
@@ -47,13 +51,14 @@ pub(super) struct Link {
 
 impl Link {
     /// The order in which both ends see the links: `None` until both have proposed. A direct one beats a relayed one,
-    /// then the newer wins.
-    pub(super) fn rank(&self) -> Option<(bool, u64, bool)> {
-        self.theirs.map(|t| (self.is_direct(), t.max(self.ours), self.by_lower))
+    /// then the newer wins; of two that came up at once the one with the better path.
+    pub(super) fn rank(&self) -> Option<(bool, u64, bool, Reverse<u8>)> {
+        let path = if let Via::Direct { path } = self.via { path } else { 0 };
+        self.theirs.map(|t| (self.is_direct(), t.max(self.ours), self.by_lower, Reverse(path)))
     }
 
     pub(super) fn is_direct(&self) -> bool {
-        self.via == Via::Direct
+        matches!(self.via, Via::Direct { .. })
     }
 }
 

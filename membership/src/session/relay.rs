@@ -28,7 +28,7 @@ const RELAYED: u64 = 1 << 63;
 /// The relay of a link, if it has one.
 pub(super) fn relay_of(link: &Link) -> Option<Identity> {
     match link.via {
-        Via::Direct => None,
+        Via::Direct { .. } => None,
         Via::Relay { relay, .. } => Some(relay),
     }
 }

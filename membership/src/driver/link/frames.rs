@@ -79,6 +79,7 @@ pub(crate) fn frame(content: &[u8]) -> Vec<u8> {
 pub(crate) struct OutQueue {
     inner: Mutex<Inner>,
     wake: Notify,
+    ended: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -135,6 +136,14 @@ impl OutQueue {
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.wake.notify_one();
+        self.ended.notify_one();
+    }
+
+    /// Until [`close`](Self::close): also while the other end takes nothing and the writer hangs.
+    pub(crate) async fn closed(&self) {
+        while !self.lock().closed {
+            self.ended.notified().await;
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! this a refused node believes itself connected.
 
 use super::frames::{FrameReader, frame};
+use super::mesh::PATHS_MAX;
 use crate::driver::AgreedTimes;
 use crate::driver::pki::{PeerCertificate, Subject};
 use crate::driver::transport::{Channel, Datagrams, Lane};
@@ -19,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 const HELLO_DEADLINE: Duration = Duration::from_secs(3);
 /// The longest hello or answer, in bytes.
 const HELLO_BYTES_MAX: usize = 1_024;
-const MAGIC: [u8; 8] = *b"quorate\x01";
+const MAGIC: [u8; 8] = *b"quorate\x02";
 
 /// Layout (postcard, in a frame): version of each protocol, lane, cluster, then the claimed identity.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ struct Hello {
     speaks: Versions,
     sessions: u16,
     lane: u8,
+    /// Which of the accepting node's addresses was dialled; what the accepting end says here means nothing.
+    path: u8,
     cluster: ClusterId,
     node: NodeId,
     incarnation: Incarnation,
@@ -103,6 +106,8 @@ pub(crate) struct Me {
     pub(crate) state: StateId,
     pub(crate) speaks: Versions,
     pub(crate) times: AgreedTimes,
+    /// The path that is dialled.
+    pub(crate) path: u8,
 }
 
 /// The keys of the newest roster, and second keys of nodes that are being renewed; without a roster yet, the cluster's CA
@@ -134,6 +139,8 @@ pub(crate) struct Established {
     /// SHA-256 of the peer's public key.
     pub(crate) key: [u8; 32],
     pub(crate) dialled: bool,
+    /// Which of the addresses of the end that was dialled.
+    pub(crate) path: u8,
     pub(crate) write: Box<dyn AsyncWrite + Send + Unpin>,
     pub(crate) read: Box<dyn AsyncRead + Send + Unpin>,
     /// Holds what came behind the hello.
@@ -181,6 +188,7 @@ async fn talk(
         speaks: me.speaks,
         sessions: SESSION_VERSION,
         lane: lane as u8,
+        path: if dialled.is_some() { me.path } else { 0 },
         cluster: me.cluster,
         node: me.identity.node,
         incarnation: me.identity.incarnation,
@@ -198,7 +206,8 @@ async fn talk(
     verdict.map_err(HelloError::Here)?;
     answer?.map_err(HelloError::There)?;
     let peer = Peer { node: theirs.node, incarnation: theirs.incarnation, nonce: theirs.nonce };
-    Ok(Established { peer, key: certificate.key, dialled: by_us, write, read, frames, datagrams })
+    let path = if dialled.is_some() { ours.path } else { theirs.path.min(PATHS_MAX as u8 - 1) };
+    Ok(Established { peer, key: certificate.key, dialled: by_us, path, write, read, frames, datagrams })
 }
 
 fn judge(

@@ -1,11 +1,12 @@
-//! Keeps one lane connected to every peer: accepts, dials, and dials again with a growing delay.
+//! Keeps one lane connected to every peer: accepts, dials, and dials again with a growing delay. A peer with several
+//! addresses has a connection over each: a *path*, named by the address's place in the peer's list.
 
 use super::hello::{Established, HelloError, HelloRefusal, Me, RosterCheck, exchange};
 use crate::NodeId;
 use crate::driver::transport::{Channel, Lane, Transport, TransportError};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -17,7 +18,12 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// The end with the higher node id lets the other dial first, so that two connections are the exception.
 const POLITENESS: Duration = Duration::from_millis(100);
 /// Connections to one node, all its lives and both directions together.
-const LINKS_PER_NODE_MAX: usize = 8;
+const LINKS_PER_NODE_MAX: usize = 16;
+/// Addresses of one node that are dialled.
+pub(crate) const PATHS_MAX: usize = 4;
+
+/// Where a node is: for each path the addresses that lead there, best first.
+pub(crate) type Paths = Vec<Vec<SocketAddr>>;
 
 /// What the mesh tells its lane.
 pub(crate) enum MeshEvent {
@@ -29,27 +35,46 @@ pub(crate) enum MeshEvent {
 
 #[derive(Default)]
 struct Counts {
-    links: Mutex<BTreeMap<NodeId, usize>>,
+    links: Mutex<Links>,
     changed: Notify,
 }
 
+#[derive(Default)]
+struct Links {
+    /// With those whose hello is under way.
+    all: BTreeMap<NodeId, usize>,
+    up: BTreeMap<(NodeId, u8), usize>,
+}
+
 impl Counts {
-    fn of(&self, node: NodeId) -> usize {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied().unwrap_or(0)
+    fn lock(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(&self, node: NodeId, path: u8) -> usize {
+        self.lock().up.get(&(node, path)).copied().unwrap_or(0)
+    }
+
+    fn up(&self, node: NodeId, path: u8) {
+        *self.lock().up.entry((node, path)).or_default() += 1;
     }
 
     /// Counts one more unless there are too many.
     fn take(&self, node: NodeId) -> bool {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = links.entry(node).or_default();
+        let mut links = self.lock();
+        let count = links.all.entry(node).or_default();
         let fits = *count < LINKS_PER_NODE_MAX;
         *count += usize::from(fits);
         fits
     }
 
-    fn give_back(&self, node: NodeId) {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = links.get_mut(&node) {
+    /// One less, which was up on a path or never came up.
+    fn give_back(&self, node: NodeId, path: Option<u8>) {
+        let mut links = self.lock();
+        if let Some(count) = links.all.get_mut(&node) {
+            *count = count.saturating_sub(1);
+        }
+        if let Some(count) = path.and_then(|p| links.up.get_mut(&(node, p))) {
             *count = count.saturating_sub(1);
         }
         drop(links);
@@ -70,7 +95,7 @@ struct Common {
 /// One lane's connections.
 pub(crate) struct Mesh {
     common: Common,
-    dialers: BTreeMap<NodeId, (Vec<SocketAddr>, JoinHandle<()>)>,
+    dialers: BTreeMap<(NodeId, u8), (Vec<SocketAddr>, JoinHandle<()>)>,
     acceptor: Option<JoinHandle<()>>,
 }
 
@@ -112,27 +137,28 @@ impl Mesh {
     }
 
     /// Whom to keep a connection with, and where they are.
-    pub(crate) fn set_targets(&mut self, targets: &BTreeMap<NodeId, Vec<SocketAddr>>) {
-        self.dialers.retain(|node, (addresses, task)| {
-            let stays = targets.get(node) == Some(addresses);
+    pub(crate) fn set_targets(&mut self, targets: &BTreeMap<NodeId, Paths>) {
+        self.dialers.retain(|(node, path), (addresses, task)| {
+            let stays = targets.get(node).and_then(|p| p.get(usize::from(*path))) == Some(addresses);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (node, addresses) in
-            targets.iter().filter(|(n, a)| **n != self.common.me.identity.node && !a.is_empty())
-        {
-            self.dialers.entry(*node).or_insert_with(|| {
-                let task = tokio::spawn(dial(self.common.clone(), *node, addresses.clone()));
-                (addresses.clone(), task)
-            });
+        for (node, paths) in targets.iter().filter(|(n, _)| **n != self.common.me.identity.node) {
+            for (path, addresses) in (0..).zip(paths.iter().take(PATHS_MAX)).filter(|(_, a)| !a.is_empty()) {
+                self.dialers.entry((*node, path)).or_insert_with(|| {
+                    let common = self.common.clone();
+                    let common = Common { me: Me { path, ..common.me }, ..common };
+                    (addresses.clone(), tokio::spawn(dial(common, *node, addresses.clone())))
+                });
+            }
         }
     }
 
     /// A connection that was `Up` has ended.
-    pub(crate) fn lost(&self, node: NodeId) {
-        self.common.counts.give_back(node);
+    pub(crate) fn lost(&self, node: NodeId, path: u8) {
+        self.common.counts.give_back(node, Some(path));
     }
 }
 
@@ -165,28 +191,32 @@ async fn establish(common: &Common, channel: Channel, dialled: Option<NodeId>) -
         Ok(())
     };
     let result = exchange(channel, &common.me, common.lane, dialled, accepts).await;
+    let mut up = None;
     let sent = match result {
         Ok(established) => {
+            up = Some(established.path);
+            common.counts.up(established.peer.node, established.path);
             let sent = common.events.send(MeshEvent::Up(Box::new(established))).await;
             sent.map_err(|_| HelloError::Broken(std::io::ErrorKind::BrokenPipe.into()))
         }
         Err(error) => Err(error),
     };
     if let (Err(_), Some(node)) = (&sent, taken) {
-        common.counts.give_back(node);
+        common.counts.give_back(node, up);
     }
     sent
 }
 
-/// Keeps a connection to one node, forever.
+/// Keeps a connection to one node over one path, forever.
 async fn dial(common: Common, node: NodeId, addresses: Vec<SocketAddr>) {
     let mut backoff = BACKOFF_MIN;
     let mut last = String::new();
+    let path = common.me.path;
     loop {
-        connected(&common.counts, node).await;
+        connected(&common.counts, node, path).await;
         if node < common.me.identity.node {
             tokio::time::sleep(POLITENESS).await;
-            if 0 < common.counts.of(node) {
+            if 0 < common.counts.of(node, path) {
                 continue;
             }
         }
@@ -197,7 +227,7 @@ async fn dial(common: Common, node: NodeId, addresses: Vec<SocketAddr>) {
                 continue;
             }
             Err(error) if error != last => {
-                tracing::warn!(target: "quorate_membership", %node, error, "a peer cannot be reached");
+                tracing::warn!(target: "quorate_membership", %node, path, error, "a peer cannot be reached");
                 last = error;
             }
             Err(_) => {}
@@ -207,13 +237,13 @@ async fn dial(common: Common, node: NodeId, addresses: Vec<SocketAddr>) {
     }
 }
 
-/// Waits until there is no connection to `node`.
-async fn connected(counts: &Counts, node: NodeId) {
+/// Waits until there is no connection to `node` over this path.
+async fn connected(counts: &Counts, node: NodeId, path: u8) {
     loop {
         let changed = counts.changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
-        if counts.of(node) == 0 {
+        if counts.of(node, path) == 0 {
             return;
         }
         changed.await;

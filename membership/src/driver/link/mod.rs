@@ -9,4 +9,4 @@ mod tests;
 pub(super) use frames::{FrameReader, OutQueue, write_out};
 pub use hello::HelloRefusal;
 pub(super) use hello::{Established, Me, RosterCheck};
-pub(super) use mesh::{Mesh, MeshEvent};
+pub(super) use mesh::{Mesh, MeshEvent, Paths};

@@ -72,6 +72,7 @@ fn me(node: u32) -> Me {
         nonce: u64::from(node),
         state: StateId::from_bytes([node as u8; 16]),
         times: AgreedTimes::of(&Config::lan(), Duration::from_millis(500)),
+        path: 0,
     }
 }
 

@@ -5,10 +5,12 @@
 
 mod memory;
 mod quic;
+mod several;
 mod tcp;
 
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use quic::QuicTransport;
+pub use several::SeveralTransports;
 pub use tcp::TcpTransport;
 
 use super::pki::{PeerCertificate, RefusedCertificate};
@@ -103,6 +105,17 @@ impl Datagrams {
                 }
             }
             DatagramsInner::Memory(memory) => memory.send(bytes),
+        }
+    }
+
+    /// The connection's round-trip time as the transport measures it, and the packets it found lost, where it does.
+    #[must_use]
+    pub fn measured(&self) -> Option<(Duration, u64)> {
+        match &self.0 {
+            DatagramsInner::Quic(connection) => {
+                Some((connection.rtt(), connection.stats().path.lost_packets))
+            }
+            DatagramsInner::Memory(_) => None,
         }
     }
 

@@ -4,5 +4,7 @@ mod cluster;
 mod forming;
 mod groups;
 mod keys;
+mod paths;
+mod proxy;
 mod refusals;
 mod upgrade;

@@ -280,7 +280,7 @@ impl World {
         let waiting = pipe.queues[side].len();
         let dialled = pipe.dialler == end;
         let peer = if end == a { b } else { a };
-        self.input(now, end, Input::LinkUp { link, peer, dialled });
+        self.input(now, end, Input::LinkUp { link, peer, dialled, path: 0 });
         for _ in 0..waiting {
             self.schedule_arrival(link, side, end);
         }
