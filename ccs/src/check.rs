@@ -334,4 +334,78 @@ mod tests {
     fn a_document_without_votes_is_refused() {
         assert!(error(&format!("{GOOD}votes = 0\n")).contains("no node has a vote"));
     }
+
+    /// Lines of documents, right and wrong ones.
+    const LINES: &[&str] = &[
+        "name = \"demo\"",
+        "[[node]]",
+        "[[node.fence]]",
+        "[[export]]",
+        "[[volume_group]]",
+        "[[filesystem]]",
+        "[[failover_domain]]",
+        "[[service]]",
+        "[[service.resource]]",
+        "[service.resource.parameters]",
+        "[[fence_device]]",
+        "[timing]",
+        "id = 1",
+        "id = 4294967296",
+        "name = \"a\"",
+        "name = \"\"",
+        "address = \"127.0.0.1:1\"",
+        "address = \"x\"",
+        "votes = 0",
+        "votes = 99999999999999999999",
+        "volume = \"vg/lv\"",
+        "volume = \"/\"",
+        "devices = [\"a\"]",
+        "devices = [[]]",
+        "journals = 0",
+        "heartbeat_ms = -1",
+        "server = \"s\"",
+        "agent = \"a\"",
+        "steps = [{ device = \"a\" }]",
+        "x = 1979-05-27",
+        "nodes = [1, 1]",
+        "= ",
+        "\"\u{0}",
+        "é = [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+        "'''",
+    ];
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_documents_are_refused_at_a_place_inside_them(
+            lines in proptest::collection::vec(0..LINES.len(), 0..24),
+            junk in ".{0,12}",
+            at in 0_usize..400,
+        ) {
+            let mut text: String = lines.iter().map(|line| format!("{}\n", LINES[*line])).collect();
+            if text.is_char_boundary(at) {
+                text.insert_str(at, &junk);
+            }
+            for text in [text.clone(), format!("{GOOD}{text}")] {
+                if let Err(error) = parse(&text) {
+                    let lines: Vec<&str> = text.split('\n').collect();
+                    assert!(0 < error.line && error.line <= lines.len() && 0 < error.column, "{error} of {text}");
+                    assert!(error.column <= lines[error.line - 1].chars().count() + 1, "{error} of {text}");
+                }
+            }
+        }
+
+        #[test]
+        fn a_document_with_a_letter_changed_never_panics(at in 0..GOOD.len(), letter in proptest::char::any()) {
+            let changed: String = GOOD.char_indices().map(|(i, c)| if i == at { letter } else { c }).collect();
+            let _ = parse(&changed);
+        }
+    }
+
+    #[test]
+    fn a_deeply_nested_or_a_huge_document_is_refused() {
+        let deep = format!("{GOOD}x = {}", "[".repeat(100_000));
+        assert!(parse(&deep).is_err());
+        let huge = format!("{GOOD}# {}", "x".repeat(DOCUMENT_BYTES_MAX));
+        assert!(error(&huge).contains("at most"), "{}", error(&huge));
+    }
 }

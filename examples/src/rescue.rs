@@ -143,8 +143,8 @@ pub fn mount(image: &Path, at: &Path) -> Outcome {
     })
 }
 
-/// Takes over the filesystem of an image for a cluster. Refused while this host's kernel uses the device; whether another
-/// host does, or holds reservation keys on it, cannot be seen: that is what `others_stopped` says.
+/// Takes over the filesystem of an image for a cluster. Refused while this host's kernel uses the device, or anybody has
+/// reservation keys on it; whether another host does without keys cannot be seen: that is what `others_stopped` says.
 ///
 /// # Errors
 /// It cannot be claimed; nothing was changed.

@@ -6,6 +6,7 @@ use crate::events::Events;
 use crate::settings::{StorageSettings, load};
 use clap::Args;
 use quorate_fencing::supervisor::Notifier;
+use quorate_gfs::host::Host;
 use quorate_gnbd::driver::ServerTls;
 use quorate_gnbd::fence::wire::FenceStatus;
 use quorate_gnbd::server::{Export, FenceConfig, Listen, Server, ServerConfig};
@@ -111,6 +112,10 @@ fn open_export(text: &str, cluster: bool) -> Result<Export, Box<dyn Error>> {
         let file =
             std::fs::File::create_new(path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
         file.set_len(bytes).map_err(|e| format!("cannot make {} of {bytes} bytes: {e}", path.display()))?;
+    }
+    if path.exists() {
+        // A mount by this host's kernel, or a node of an older cluster that holds reservation keys, knows nothing of our fence.
+        Host::default().check(path).map_err(|e| format!("export {name}: {e}"))?;
     }
     let device = FileDevice::open(path, FileOptions::server()).map_err(|e| format!("export {name}: {e}"))?;
     Ok(Export { name: name.into(), description: String::new(), device: Device::new(device), cluster })

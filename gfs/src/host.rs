@@ -1,7 +1,9 @@
-//! Whether this host's kernel uses a device already: mounts, devices on top, an exclusive opener (R19).
+//! Whether this host's kernel uses a device already: mounts, devices on top, an exclusive opener, and whether anybody has
+//! registered a reservation key on it (R19).
 //!
-//! Other hosts cannot be seen from here, and neither can registered reservation keys, which Linux shows to nobody who
-//! does not send SCSI or NVMe commands himself: who claims a filesystem is told so.
+//! Other hosts cannot be seen from here, but for such keys: who claims a filesystem is told so.
+
+mod keys;
 
 use rustix::fs::{Dev, FileType, Mode, OFlags, major, minor};
 use rustix::io::Errno;
@@ -46,6 +48,14 @@ pub enum HostUse {
     Exclusive {
         /// What was asked about.
         device: PathBuf,
+    },
+    /// Somebody, on whatever host, has registered reservation keys on it (SCSI or NVMe).
+    #[error("{} has reservation keys registered on it ({}): another cluster or host uses it; have it unregister them first", .device.display(), .keys.iter().map(|k| format!("{k:#x}")).collect::<Vec<_>>().join(", "))]
+    Reserved {
+        /// What was asked about.
+        device: PathBuf,
+        /// The keys, each once.
+        keys: BTreeSet<u64>,
     },
     /// It cannot be looked at.
     #[error("{}: {error}", .device.display())]
@@ -93,7 +103,7 @@ impl Host {
         Self { proc: proc.into(), sys: sys.into() }
     }
 
-    /// Refuses a device, or an image in a file, that this host's kernel uses.
+    /// Refuses a device, or an image in a file, that this host's kernel uses, and a device on which keys are registered.
     ///
     /// # Errors
     /// See [`HostUse`]; what and where.
@@ -120,7 +130,12 @@ impl Host {
         }
         if kind == FileType::BlockDevice {
             match rustix::fs::open(device, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
-                Ok(_) => {}
+                Ok(open) => {
+                    let keys = BTreeSet::from_iter(keys::registered(open));
+                    if !keys.is_empty() {
+                        return Err(HostUse::Reserved { device: device.into(), keys });
+                    }
+                }
                 Err(Errno::BUSY) => return Err(HostUse::Exclusive { device: device.into() }),
                 Err(error) => return Err(unknown(error)),
             }

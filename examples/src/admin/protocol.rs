@@ -480,9 +480,11 @@ pub fn body_len(header: [u8; 4]) -> io::Result<usize> {
 pub fn decode<T: for<'a> Deserialize<'a>>(body: &[u8]) -> io::Result<T> {
     let bad = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     match body.split_first() {
-        Some((&VERSION, message)) => {
-            postcard::from_bytes(message).map_err(|e| bad(format!("malformed message: {e}")))
-        }
+        Some((&VERSION, message)) => match postcard::take_from_bytes(message) {
+            Ok((value, [])) => Ok(value),
+            Ok(_) => Err(bad("malformed message: there are bytes after its end".into())),
+            Err(e) => Err(bad(format!("malformed message: {e}"))),
+        },
         Some((version, _)) => Err(bad(format!("protocol version {version}, {VERSION} is wanted"))),
         None => Err(bad("empty frame".into())),
     }
@@ -529,5 +531,60 @@ mod tests {
     fn a_hostile_length_is_refused_before_memory_is_taken() {
         let error = read_frame::<Request>(&mut &[255, 255, 255, 255, 0][..]).unwrap_err();
         assert!(error.to_string().contains("out of bounds"), "{error}");
+    }
+
+    /// Random bodies, and real ones with changed, missing and added bytes: an error, or a message that is written as it was
+    /// read.
+    #[test]
+    fn hostile_bodies_are_refused_and_never_panic() {
+        let mut rng = quorate_membership::Rng::new(5);
+        let samples = [
+            Request::Command(Command::Status),
+            Request::Command(Command::Explain(Some(7))),
+            Request::Command(Command::ConfigApply { expected: Some(3), document: "name = \"x\"".into() }),
+            Request::Command(Command::AddNode { id: 1, certificate: "x".into(), address: "y".into() }),
+            Request::File {
+                filesystem: "data".into(),
+                operation: FileOperation::Write {
+                    path: "/a".into(),
+                    offset: Some(1),
+                    data: vec![1; 40],
+                    sync: true,
+                },
+            },
+        ];
+        let (mut taken, mut refused) = (0, 0);
+        for round in 0..20_000 {
+            let mut body = if round % 4 == 0 {
+                (0..rng.below(60)).map(|_| rng.next_u64() as u8).collect()
+            } else {
+                let mut frame = Vec::new();
+                write_frame(&mut frame, &samples[round % samples.len()]).unwrap();
+                frame.split_off(4)
+            };
+            for _ in 0..rng.below(3) {
+                let at = rng.below(body.len() as u64 + 1) as usize;
+                match rng.below(4) {
+                    0 => body.truncate(at),
+                    1 => body.insert(at, rng.next_u64() as u8),
+                    _ if at < body.len() => body[at] = rng.next_u64() as u8,
+                    _ => {}
+                }
+            }
+            if let Ok(request) = decode::<Request>(&body) {
+                let mut frame = Vec::new();
+                write_frame(&mut frame, &request).unwrap();
+                assert_eq!(decode::<Request>(&frame[4..]).unwrap(), request);
+                taken += 1;
+            } else {
+                refused += 1;
+            }
+            let _ = decode::<Reply>(&body);
+        }
+        assert!(1_000 < taken && 1_000 < refused, "{taken} {refused}");
+        let mut whole = Vec::new();
+        write_frame(&mut whole, &samples[0]).unwrap();
+        whole.push(0);
+        assert!(decode::<Request>(&whole[4..]).unwrap_err().to_string().contains("after its end"));
     }
 }

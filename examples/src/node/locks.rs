@@ -26,7 +26,8 @@ pub(crate) fn decode(lockspace: &str, name: &LockName) -> Option<String> {
             ("2", n) => format!("inode {n} of {filesystem}"),
             ("3", n) => format!("resource group at block {n} of {filesystem}"),
             ("5", n) => format!("inode {n} of {filesystem} is open"),
-            ("6", n) => format!("flock and fcntl locks of inode {n} of {filesystem}"),
+            ("6", n) => format!("flock of inode {n} of {filesystem}"),
+            ("7", n) => format!("fcntl locks of inode {n} of {filesystem}"),
             ("9", n) => format!("journal {n} of {filesystem}"),
             _ => return None,
         });

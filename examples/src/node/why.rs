@@ -57,12 +57,71 @@ pub(crate) fn why(view: &View, quorate: bool) -> (u8, String, Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quorate_membership::ClusterId;
+    use quorate_membership::{
+        Attachment, ClusterId, Debt, DebtItem, Epoch, Incarnation, NodeId, ResourceId, Safety,
+    };
+    use std::collections::{BTreeMap, BTreeSet};
 
     #[test]
     fn a_healthy_view_waits_for_nothing_and_a_lost_quorum_has_its_own_code() {
         let view = View::empty(ClusterId::from_bytes([1; 16]));
         assert_eq!(why(&view, true).0, NOTHING);
         assert_eq!(why(&view, false).0, QUORUM);
+    }
+
+    /// Node 2 died with a lockspace that nodes 1 and 3 share, and with its device.
+    fn after_a_death() -> View {
+        let mut view = View::empty(ClusterId::from_bytes([1; 16]));
+        let life = |node: u32| Identity { node: NodeId(node), incarnation: Incarnation(7) };
+        let attachment = |owner: Identity, resource: &ResourceId| Attachment {
+            owner,
+            resource: resource.clone(),
+            safety: Safety::Storage,
+            servers: BTreeSet::new(),
+            journal: None,
+            lockspace: None,
+            exclusive: false,
+        };
+        let item = |resource: &ResourceId| DebtItem {
+            attachment: attachment(life(2), resource),
+            fenced: false,
+            rebuilt: false,
+            rebuilt_by: BTreeMap::new(),
+        };
+        let space = ResourceId { kind: ResourceKind::Lockspace, name: "gfs:data".into() };
+        let device = ResourceId { kind: ResourceKind::BlockDevice, name: "s/shared".into() };
+        for node in [1, 3] {
+            view.attachments.insert(attachment(life(node), &space));
+        }
+        let items = [(space.clone(), item(&space)), (device.clone(), item(&device))].into();
+        view.debts.insert(life(2), Debt { removed: Epoch(4), items });
+        view
+    }
+
+    #[test]
+    fn what_a_recovery_waits_for_has_a_code_each_and_the_most_basic_one_counts() {
+        let mut view = after_a_death();
+        let space = ResourceId { kind: ResourceKind::Lockspace, name: "gfs:data".into() };
+        let (code, text, json) = why(&view, true);
+        assert_eq!(code, FENCE);
+        assert!(text.contains("fence: 2#7 is not yet proven harmless for lockspace gfs:data"), "{text}");
+        assert_eq!(json["waits"].as_array().unwrap().len(), 2, "{json}");
+        assert_eq!(why(&view, false).0, QUORUM, "without a majority nobody is fenced");
+
+        let debt = view.debts.values_mut().next().unwrap();
+        debt.items.retain(|resource, _| resource.kind == ResourceKind::Lockspace);
+        let item = debt.items.get_mut(&space).unwrap();
+        item.fenced = true;
+        item.rebuilt_by = [(Identity { node: NodeId(1), incarnation: Incarnation(7) }, Epoch(4))].into();
+        let (code, text, _) = why(&view, true);
+        assert_eq!((code, &text[..]), (MEMBER, "member: 3#7 still rebuild lockspace gfs:data after 2#7"));
+
+        let item = view.debts.values_mut().next().unwrap().items.get_mut(&space).unwrap();
+        item.rebuilt = true;
+        let (code, text, _) = why(&view, true);
+        assert_eq!(
+            (code, &text[..]),
+            (STAGE, "stage: lockspace gfs:data of 2#7 is fenced, not yet recovered")
+        );
     }
 }

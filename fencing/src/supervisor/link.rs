@@ -301,6 +301,22 @@ mod tests {
         assert!(receiver.is_closed());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn hostile_packets_never_name_the_supervisor_itself(
+            tag in 0_u8..12,
+            rest in proptest::collection::vec(proptest::num::u8::ANY, 0..64),
+        ) {
+            let bytes = [&[tag][..], &rest].concat();
+            match Report::decode(&bytes) {
+                Some(Report::Group { id, .. }) => assert!(1 < id),
+                Some(Report::Mount { point, .. }) => assert!(point.is_absolute()),
+                Some(report) => assert!(matches!(tag, 1 | 2 | 7 | 8), "{report:?}"),
+                None => {}
+            }
+        }
+    }
+
     #[test]
     fn a_full_socket_is_an_error_and_never_blocks() {
         let (_receiver, theirs) = pair().unwrap();

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 mod claim;
+mod decoders;
 mod fs;
 mod fsck;
 #[cfg(feature = "fuse")]

@@ -141,4 +141,20 @@ mod tests {
             assert!(FenceRecord::decode(&bytes[..at]).is_err(), "{at} bytes");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_records_with_a_right_checksum_never_panic(body in proptest::collection::vec(0_u8.., 0..200)) {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+            bytes.extend_from_slice(&body);
+            if let Ok(record) = FenceRecord::decode(&bytes) {
+                assert_eq!(FenceRecord::decode(&record.encode()), Ok(record));
+            }
+            for cut in 0..bytes.len() {
+                assert!(FenceRecord::decode(&bytes[..cut]).is_err(), "cut to {cut} bytes");
+            }
+        }
+    }
 }

@@ -47,7 +47,7 @@ pub enum FileOpenError {
         /// What the system said.
         detail: String,
     },
-    /// Another process, or another export of this one, has it (R10).
+    /// Another process, another export of this one, or the kernel (a mount, a device on top) has it (R10).
     #[error("{path} is in use: another process or export holds the lock on it", path = path.display())]
     InUse {
         /// The file.
@@ -88,7 +88,16 @@ impl FileDevice {
         if options.direct {
             flags |= OFlags::DIRECT;
         }
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(fail)?;
+        let is_block =
+            |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        if !options.read_only && rustix::fs::stat(path).is_ok_and(is_block) {
+            // As the kernel claims it for a mount: neither of the two then gets it beside the other.
+            flags |= OFlags::EXCL;
+        }
+        let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(Errno::BUSY) => return Err(FileOpenError::InUse { path: path.into() }),
+            other => other.map_err(fail)?,
+        };
         let stat = rustix::fs::fstat(&fd).map_err(fail)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {

@@ -235,4 +235,26 @@ mod tests {
         );
         assert_eq!(check(&request(CMD_READ, 0, 0, 0), &g, true, false), Ok(Command::Read { df: false }));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_requests_stay_inside_the_export_or_are_refused(
+            flags in 0_u16..32, kind in 0_u16..10, cookie in 0_u64.., offset in 0_u64.., length in 0_u32..,
+            near in 0_u64..4_000, short in 0_u32..140, read_only in proptest::bool::ANY,
+        ) {
+            let g = geometry(read_only);
+            let (near, short) = (near * 512, short * 512);
+            for (offset, length) in [(offset, length), (near, short), (near, length), (offset, short)] {
+                let mut bytes = request(kind, flags, offset, length).encode();
+                bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
+                let read = Request::decode(&bytes).unwrap();
+                assert_eq!((read.kind, read.flags, read.offset, read.length), (kind, flags, offset, length));
+                // Nothing to say about a disconnect or a flush, which have no range.
+                if check(&read, &g, true, true).is_ok() && matches!(kind, CMD_READ | CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES) {
+                    assert!(offset.checked_add(u64::from(length)).is_some_and(|end| end <= g.size_bytes), "{read:?}");
+                    assert!(!g.read_only || kind == CMD_READ, "{read:?}");
+                }
+            }
+        }
+    }
 }

@@ -73,3 +73,33 @@ impl SearchMessage {
         (rest.is_empty() && fits).then_some(message)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_bytes_are_no_message_or_one_within_the_limits(
+            tag in 0_u8..5,
+            body in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+        ) {
+            for bytes in [&body[..], &[&[SEARCH_VERSION, tag][..], &body].concat()] {
+                if let Some(message) = SearchMessage::decode(bytes) {
+                    assert!(message.encode().len() <= FRAME_BYTES_MAX);
+                    assert_eq!(SearchMessage::decode(&message.encode()), Some(message));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_claim_of_many_waits_and_bytes_after_the_end_are_no_message() {
+        // Round 1, then as many waits as a number can say.
+        assert_eq!(SearchMessage::decode(&[SEARCH_VERSION, 2, 1, 0xff, 0xff, 0xff, 0xff, 0x0f]), None);
+        let mut bytes = SearchMessage::Waits { round: 1, waits: Vec::new(), last: true }.encode();
+        assert!(SearchMessage::decode(&bytes).is_some());
+        bytes.push(0);
+        assert_eq!(SearchMessage::decode(&bytes), None);
+    }
+}

@@ -232,7 +232,7 @@ fn signals(dir: &Path) {
 
 /// Sends a signal to every thread: to the process, it could go to one that waits for nothing.
 #[expect(unsafe_code, reason = "no safe call signals a thread")]
-fn poke(child: &Child) {
+pub(super) fn poke(child: &Child) {
     for task in fs::read_dir(format!("/proc/{}/task", child.id())).unwrap() {
         let tid: libc::pid_t = task.unwrap().file_name().to_str().unwrap().parse().unwrap();
         // SAFETY: the call has no memory arguments.
@@ -243,7 +243,7 @@ fn poke(child: &Child) {
 
 /// Catches a signal that would kill, and does nothing; interrupted calls are not restarted.
 #[expect(unsafe_code, reason = "no safe call sets a handler")]
-fn catch_usr1() {
+pub(super) fn catch_usr1() {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
     // SAFETY: all zeros is a valid structure: no flags, no signals blocked. The handler touches nothing.

@@ -144,6 +144,7 @@ pub(crate) fn work(node: &str) {
     let open = |name: &str| {
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(dir(name).join("file"))
     };
+    super::client::catch_usr1();
     let (ours, theirs) = (open(node).unwrap(), open("tmpfs").unwrap());
     println!("\nanswer: ready");
     for line in std::io::stdin().lines() {
@@ -191,6 +192,8 @@ pub(crate) fn work(node: &str) {
 pub(crate) fn run(scenario: &str) {
     match scenario {
         "locks_as_tmpfs" => as_tmpfs(),
+        "locks_and_deadlocks" => deadlocks(),
+        "locks_and_holes" => holes(),
         _ => waits(),
     }
 }
@@ -272,6 +275,68 @@ fn waits() {
     let ours = pair_micros(&File::create(dir("b").join("other")).unwrap());
     let theirs = pair_micros(&File::create(dir("tmpfs").join("other")).unwrap());
     println!("figure: fcntl lock and unlock, uncontended: {ours:.1} us (tmpfs {theirs:.2} us)");
+}
+
+/// Two processes on two nodes that wait for each other: one is refused with EDEADLK, the other goes on. A signal that
+/// does not kill ends a wait with EINTR, and nothing of it stays in the queue.
+fn deadlocks() {
+    let [mut a, mut b] = [Worker::start("a"), Worker::start("b")];
+    assert_eq!(a.ask("try w 0 10"), "0");
+    assert_eq!(b.ask("try w 10 10"), "0");
+    a.tell("wait w 15 1");
+    a.until_it_waits();
+    let refused = b.ask("wait r 5 1");
+    assert_eq!(refused, libc::EDEADLK.to_string());
+    assert_eq!(b.ask("try u 10 10"), "0");
+    assert_eq!(a.answer(), "0", "the other one goes on");
+
+    b.tell("wait w 15 1");
+    b.until_it_waits();
+    super::client::poke(&b.child);
+    assert_eq!(b.answer(), libc::EINTR.to_string());
+    assert_eq!(a.ask("try u 0 0"), "0");
+    assert_eq!(a.ask("try w 15 1"), "0", "the interrupted wait is in nobody's way");
+}
+
+/// SEEK_HOLE and SEEK_DATA through the kernel, on the node that wrote and on the other one.
+fn holes() {
+    use rustix::fs::{SeekFrom, seek};
+    use std::os::unix::fs::FileExt;
+    const BLOCK: u64 = 4096;
+    let name = |node: &str| dir(node).join("sparse");
+    let written = File::create(name("a")).unwrap();
+    written.write_all_at(&[1; 100], 10 * BLOCK).unwrap();
+    written.write_all_at(&[2; 2 * BLOCK as usize], 300 * BLOCK).unwrap();
+    written.set_len(1000 * BLOCK + 5).unwrap();
+    for node in ["a", "b"] {
+        let file = File::open(name(node)).unwrap();
+        let data = |at| seek(&file, SeekFrom::Data(at));
+        let hole = |at| seek(&file, SeekFrom::Hole(at));
+        assert_eq!((data(0), hole(0)), (Ok(10 * BLOCK), Ok(0)), "{node}");
+        assert_eq!(
+            (data(10 * BLOCK + 50), hole(10 * BLOCK + 50)),
+            (Ok(10 * BLOCK + 50), Ok(11 * BLOCK)),
+            "{node}"
+        );
+        assert_eq!((data(11 * BLOCK), hole(300 * BLOCK)), (Ok(300 * BLOCK), Ok(302 * BLOCK)), "{node}");
+        assert_eq!(
+            data(302 * BLOCK),
+            Err(rustix::io::Errno::NXIO),
+            "{node}: nothing but a hole up to the end"
+        );
+        assert_eq!(hole(900 * BLOCK), Ok(900 * BLOCK), "{node}");
+        assert_eq!(hole(1000 * BLOCK + 5), Err(rustix::io::Errno::NXIO), "{node}: at the end");
+    }
+    // A program that copies with holes keeps them.
+    let copied = std::process::Command::new("cp")
+        .arg("--sparse=auto")
+        .args([name("b"), dir("b").join("copy")])
+        .status();
+    assert!(copied.unwrap().success());
+    assert!(std::fs::read(dir("a").join("copy")).unwrap() == std::fs::read(name("a")).unwrap());
+    use std::os::unix::fs::MetadataExt;
+    let blocks = |path: PathBuf| std::fs::metadata(path).unwrap().blocks();
+    assert!(blocks(dir("a").join("copy")) < 200, "{}", blocks(dir("a").join("copy")));
 }
 
 #[expect(clippy::disallowed_methods, reason = "figures are measured on the clock")]

@@ -190,3 +190,13 @@ fn fcntl_waits_across_nodes_end_with_the_lock_or_the_process() {
 fn round_trips_are_measured() {
     run("figures");
 }
+
+#[test]
+fn fcntl_deadlocks_across_nodes_are_refused_and_a_signal_ends_a_wait() {
+    run("locks_and_deadlocks");
+}
+
+#[test]
+fn holes_are_found_by_lseek_on_every_node() {
+    run("locks_and_holes");
+}
