@@ -207,6 +207,7 @@ fn node_directory(
         id,
         name: name.to_owned(),
         listen: listen.to_string(),
+        listen_also: Vec::new(),
         join: join.to_vec(),
         timing: None,
         metrics: None,

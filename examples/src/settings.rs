@@ -15,6 +15,9 @@ pub struct NodeSettings {
     pub name: String,
     /// Where it listens, IP:PORT.
     pub listen: String,
+    /// Further addresses to listen on, IP:PORT, one for each further path; the roster must have them in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listen_also: Vec<String>,
     /// Nodes to ask at the first start, ID@IP:PORT; later the roster says where everybody is.
     #[serde(default)]
     pub join: Vec<String>,

@@ -47,6 +47,8 @@ pub enum Command {
     Why,
     /// Members, roster and voters.
     Members,
+    /// The paths to the other nodes.
+    Links,
     /// Why a view followed the one before it; the newest one if none is named.
     Explain(Option<u64>),
     /// Enter a node in the roster.
@@ -55,7 +57,7 @@ pub enum Command {
         id: u32,
         /// Its certificate, in PEM.
         certificate: String,
-        /// Where it listens.
+        /// Where it listens; several addresses, each a path, with commas.
         address: String,
     },
     /// Make every roster node that is a member and meant to vote a voter.

@@ -49,6 +49,7 @@ fn translate(verb: Verb) -> Result<Command, Box<dyn Error>> {
         Verb::Why => Command::Why,
         Verb::Member(member) => match member {
             Member::Ls => Command::Members,
+            Member::Links => Command::Links,
             Member::Explain { epoch } => Command::Explain(epoch),
             Member::Add { id, address, certificate } => {
                 Command::AddNode { id, address, certificate: read(&certificate)? }

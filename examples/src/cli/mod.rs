@@ -71,6 +71,8 @@ enum Verb {
 enum Member {
     /// Who is in, who may be in, who votes.
     Ls,
+    /// The paths from this node to the others: up or down, who uses them, messages, round trips.
+    Links,
     /// Why a view followed the one before it: who reported what, how it was counted, who accepted it.
     Explain {
         /// The view's epoch; the newest one if it is left out.
@@ -80,7 +82,7 @@ enum Member {
     Add {
         /// Its id.
         id: u32,
-        /// Where it listens, IP:PORT.
+        /// Where it listens, IP:PORT; several addresses, each a path of its own, with commas.
         address: String,
         /// Its certificate, a PEM file.
         certificate: PathBuf,
@@ -136,7 +138,7 @@ enum Member {
     AddWitness {
         /// Its id.
         id: u32,
-        /// Where it listens, IP:PORT.
+        /// Where it listens, IP:PORT; several addresses, each a path of its own, with commas.
         address: String,
         /// Its certificate, a PEM file.
         certificate: PathBuf,

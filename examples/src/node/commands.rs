@@ -86,6 +86,7 @@ impl World {
         match command {
             Command::Status => self.status().await,
             Command::Members => Ok(self.members()),
+            Command::Links => Ok(self.links()),
             Command::Explain(epoch) => {
                 let epoch = epoch.map_or(self.node.view().epoch, Epoch);
                 // With the record before it, whose voters decided.
@@ -233,6 +234,35 @@ impl World {
         (lines.join("\n"), json!({ "epoch": view.epoch.0, "nodes": rows, "servers": servers }))
     }
 
+    /// One line for each path to each node.
+    fn links(&self) -> (String, Value) {
+        let mut lines =
+            vec!["peer  path  state  sessions  failures  received      sent    rtt us  lost".to_owned()];
+        let mut rows = Vec::new();
+        for link in self.node.links() {
+            let rtt = link.rtt.map(|r| r.as_micros());
+            let dash = || "-".to_owned();
+            lines.push(format!(
+                "{:>4}  {:>4}  {:<5}  {:<8}  {:>8}  {:>8}  {:>8}  {:>8}  {:>4}",
+                link.peer.0,
+                link.path,
+                if link.up { "up" } else { "down" },
+                if link.carries_sessions { "here" } else { "-" },
+                link.downs,
+                link.received,
+                link.sent,
+                rtt.map_or_else(dash, |r| r.to_string()),
+                link.lost_packets.map_or_else(dash, |l| l.to_string()),
+            ));
+            rows.push(json!({
+                "peer": link.peer.0, "path": link.path, "up": link.up, "sessions": link.carries_sessions,
+                "silence_ms": link.silence.map(|s| s.as_millis()), "failures": link.downs,
+                "received": link.received, "sent": link.sent, "rtt_us": rtt, "lost_packets": link.lost_packets,
+            }));
+        }
+        (lines.join("\n"), json!({ "links": rows }))
+    }
+
     async fn add_node(&self, id: u32, pem: &str, address: String) -> Outcome {
         let certificate = {
             let der =
@@ -249,7 +279,7 @@ impl World {
             name: certificate.name,
             key: certificate.key,
             role: Role::Voter,
-            addresses: vec![address],
+            addresses: address.split(',').map(|a| a.trim().to_owned()).collect(),
         };
         self.decide(Change::SetRoster(BTreeMap::from([(NodeId(id), entry)]))).await?;
         Ok(said(format!("node {id} may join")))

@@ -124,7 +124,7 @@ pub(crate) fn create_first_record(dir: &Path) -> Result<(), Box<dyn Error>> {
         name: settings.name,
         key: credentials.me().key,
         role: Role::Voter,
-        addresses: vec![settings.listen],
+        addresses: core::iter::once(settings.listen).chain(settings.listen_also).collect(),
     };
     let roster = BTreeMap::from([(NodeId(settings.id), entry)]);
     quorate_membership::driver::create_cluster(&dir.join("state"), &credentials, roster)?;

@@ -82,6 +82,9 @@ impl World {
         let mut config = NodeConfig::lan(dir.join("state"), credentials.clone(), address);
         config.timing = times.membership.clone();
         config.kill_time = times.kill_time();
+        for also in &settings.listen_also {
+            config.listen_also.push(also.parse().map_err(|e| format!("node.toml: listen_also: {e}"))?);
+        }
         for contact in &settings.join {
             let (id, address) = contact.split_once('@').ok_or("node.toml: join: ID@IP:PORT is wanted")?;
             let id: u32 = id.parse().map_err(|_| format!("node.toml: join: `{id}` is no node id"))?;

@@ -405,6 +405,12 @@ impl Node {
         &self.addresses
     }
 
+    /// The member through which the session with `peer` runs at present, if there is no direct path (R3).
+    #[must_use]
+    pub fn relayed_by(&self, peer: Identity) -> Option<Identity> {
+        self.shared.sessions.relayed_by(peer)
+    }
+
     /// What this node knows of its connections to the others, by node and path.
     #[must_use]
     pub fn links(&self) -> Vec<LinkStatus> {

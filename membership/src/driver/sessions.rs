@@ -90,6 +90,10 @@ impl SessionShared {
         }
     }
 
+    pub(super) fn relayed_by(&self, peer: Identity) -> Option<Identity> {
+        self.state().machine.relayed_by(peer)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -51,6 +51,44 @@ fn wait_numbers(at: &Running, count: u32) {
 }
 
 #[test]
+fn a_pair_whose_connections_are_cut_talks_through_the_third() {
+    let mut cluster = TestCluster::new(3, Quic, Tcp);
+    // Long enough not to end the pair (R3) while the test looks at it.
+    let grace = std::time::Duration::from_secs(60);
+    let mut config = cluster.config(1);
+    config.timing.mesh_grace = grace;
+    let one = cluster.start_with(1, config);
+    one.wait_members(&[1]);
+    let mut config = cluster.config(2);
+    config.timing.mesh_grace = grace;
+    let two = cluster.start_with(2, config);
+    one.wait_members(&[1, 2]);
+    let proxy = Proxy::to(two.node.local_address());
+    let mut config = cluster.config(3);
+    config.timing.mesh_grace = grace;
+    config.peers.insert(NodeId(2), vec![proxy.address()]);
+    let three = cluster.start_with(3, config);
+    for node in [&one, &two, &three] {
+        node.wait_members(&[1, 2, 3]);
+        node.wait_voters(3);
+    }
+    send(&two, &three, 0..10);
+    wait_numbers(&three, 10);
+    assert_eq!(two.node.relayed_by(three.me()), None);
+    proxy.cut(true);
+    three.recorder.forget_messages();
+    send(&two, &three, 0..2_000);
+    send(&three, &two, 0..2_000);
+    wait_numbers(&three, 2_000);
+    wait_numbers(&two, 2_000);
+    assert_eq!(two.node.relayed_by(three.me()), Some(one.me()));
+    assert_eq!(three.node.relayed_by(two.me()), Some(one.me()));
+    for node in [&one, &two, &three] {
+        assert_eq!(node.node.view().members.len(), 3, "nobody is removed");
+    }
+}
+
+#[test]
 fn the_loss_of_one_path_changes_no_view_and_loses_no_message() {
     let mut cluster = TestCluster::new(2, Quic, Tcp);
     let mut config = cluster.config(1);
