@@ -122,11 +122,8 @@ impl Member {
                     && fits(*who)
                     && !self.has_live_elder(*who)
             });
-        let whole: BTreeMap<Identity, (u64, Instant)> =
+        let mut whole: BTreeMap<Identity, (u64, Instant)> =
             wanting.map(|(who, life)| (who, (life.nonce, life.first_heard))).collect();
-        self.note_whole(&whole.keys().copied().collect::<Vec<_>>());
-        let mut lives: BTreeMap<Identity, (u64, Instant)> =
-            whole.into_iter().filter(|(who, _)| self.may_return(*who)).collect();
         let mine = self.wants_in && {
             let me = self.me.identity();
             tip.roster.get(&me.node).is_some_and(|e| e.role != Role::Witness)
@@ -134,8 +131,13 @@ impl Member {
                 && (bug!(self, AdmitsOldLives) || tip.lives.get(&me.node).is_none_or(|l| *l < me.incarnation))
         };
         if mine {
-            lives.insert(self.me.identity(), (self.me.nonce, self.started));
+            // It leads, so a majority of the voters and it hear each other.
+            whole.insert(self.me.identity(), (self.me.nonce, self.started));
         }
+        self.note_whole(&whole.keys().copied().collect::<Vec<_>>());
+        // Also the one that leads a cold start stays out for as long as R3 has it, and lets the others in.
+        let lives: BTreeMap<Identity, (u64, Instant)> =
+            whole.into_iter().filter(|(who, _)| self.may_return(*who)).collect();
         if lives.is_empty() || (!mine && !small && self.more_are_coming(lives.values().map(|(_, at)| *at))) {
             return None;
         }

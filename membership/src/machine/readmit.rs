@@ -99,10 +99,11 @@ impl Member {
             return true;
         }
         let waited = removal.last + self.backoff(removal.count) <= self.now;
-        let since = self.peers.readmit.whole_since.get(&who);
+        // What it showed counts from its removal: a new life may have been heard while the old one was a member still.
+        let since = self.peers.readmit.whole_since.get(&who).map(|s| (*s).max(removal.last));
         let grace = self.config.mesh_grace;
-        let shown =
-            !removal.paths || (self.is_heard_well(who) && since.is_some_and(|s| *s + grace <= self.now));
+        let is_heard_well = who == self.me.identity() || self.is_heard_well(who);
+        let shown = !removal.paths || (is_heard_well && since.is_some_and(|s| s + grace <= self.now));
         waited && shown
     }
 
