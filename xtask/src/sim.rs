@@ -161,13 +161,13 @@ fn names() -> String {
 }
 
 /// Explorations: the name people use, and the package.
-const MODELS: [(&str, &str); 1] = [("dlm", "quorate-dlm")];
+const MODELS: [(&str, &str); 2] = [("membership", "quorate-membership"), ("dlm", "quorate-dlm")];
 
 /// States that an exploration looks at, unless told otherwise.
 const STATES_DEFAULT: &str = "20000000";
 
 pub(crate) fn model(args: &[String]) -> Result<(), String> {
-    let wanted = "`model dlm [--states N]` is wanted";
+    let wanted = "`model membership|dlm [--states N]` is wanted";
     let (name, states) = match args {
         [name] => (name, STATES_DEFAULT),
         [name, option, states] if option == "--states" => (name, states.as_str()),

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const HOLD_INTERVALS: u32 = 2;
 
 /// What this node makes of the reports.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Cut {
     dirty: bool,
     /// Members that the next record will remove.

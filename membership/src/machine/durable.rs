@@ -3,7 +3,9 @@
 use super::kept::Chain;
 use crate::delta::Step;
 use crate::proof::{Accept, Ballot, Decision};
-use crate::{Cause, ClusterId, Epoch, Incarnation, NodeId, RosterEntry, StateId, View, Voter, VoterSet};
+use crate::{
+    Cause, ClusterId, Epoch, Incarnation, NodeId, QuorumOptions, RosterEntry, StateId, View, Voter, VoterSet,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -95,12 +97,26 @@ impl Durable {
         state: StateId,
         roster: BTreeMap<NodeId, RosterEntry>,
     ) -> Self {
+        Self::create_with(cluster, node, state, roster, QuorumOptions::default())
+    }
+
+    /// As [`Durable::create`], with quorum options that hold from view 1 on. Votes and expected votes have no place in
+    /// them: there is one voter yet.
+    #[must_use]
+    pub fn create_with(
+        cluster: ClusterId,
+        node: NodeId,
+        state: StateId,
+        roster: BTreeMap<NodeId, RosterEntry>,
+        quorum: QuorumOptions,
+    ) -> Self {
         let voters = VoterSet {
             voters: BTreeMap::from([(node, Voter { state, votes: 1 })]),
             tie_breaker: None,
             expected: 0,
         };
-        let view = View { epoch: Epoch(1), roster, voters, cause: Cause::Created, ..View::empty(cluster) };
+        let view =
+            View { epoch: Epoch(1), roster, voters, quorum, cause: Cause::Created, ..View::empty(cluster) };
         let accept = Accept { state, ballot: Ballot::default(), acknowledged_ns_ago: BTreeMap::new() };
         let mut durable = Self::empty(cluster, node, state);
         durable.chain.push(Decision { view, accepts: BTreeMap::from([(node, accept)]) });

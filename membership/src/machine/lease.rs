@@ -15,7 +15,7 @@ const REPORTS_MAX: usize = 256;
 const OVER_KEPT_MAX: usize = 256;
 
 /// Acknowledgements, given and got.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Acks {
     /// By node: its state directory, and when the newest heartbeat that it acknowledged was sent.
     got: BTreeMap<NodeId, (StateId, Instant)>,

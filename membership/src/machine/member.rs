@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// **Contract.** `now` never decreases and is CLOCK_BOOTTIME; outputs are carried out in order; every
 /// [`Output::Persist`] is answered by [`Input::Persisted`] or [`Input::StorageFailed`]. Losing, doubling or delaying
 /// messages is allowed. The driver has checked that a packet's node is what the certificate says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Member {
     pub(super) config: Config,
     pub(super) me: Peer,

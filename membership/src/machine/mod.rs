@@ -15,6 +15,8 @@ mod config;
 mod cut;
 mod decide;
 mod durable;
+#[cfg(feature = "model")]
+pub(crate) mod fingerprint;
 mod force;
 mod io;
 mod kept;

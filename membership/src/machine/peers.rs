@@ -65,7 +65,7 @@ pub(super) struct Life {
 }
 
 /// Everybody else.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Peers {
     pub(super) lives: BTreeMap<Identity, Life>,
     /// Lives with a newer record than this node.

@@ -13,7 +13,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What this node proposes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Proposer {
     /// The ballot it uses; none while it does not lead.
     ballot: Option<Ballot>,
@@ -33,7 +33,7 @@ pub(super) struct Proposer {
 }
 
 /// A record on its way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Proposal {
     view: View,
     accepts: BTreeMap<NodeId, Accept>,

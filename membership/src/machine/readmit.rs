@@ -28,7 +28,7 @@ struct Removal {
 }
 
 /// Recent removals, and how outsiders are heard.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Readmit {
     removed: BTreeMap<NodeId, Removal>,
     /// Since when an outsider and all members hear each other without a break.

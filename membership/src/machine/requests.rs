@@ -36,7 +36,7 @@ pub(super) struct Forwarded {
 }
 
 /// Requests, in and out. One of this node is under way at a time, so they are decided in order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Requests {
     queue: VecDeque<Waiting>,
     last: u64,

@@ -26,7 +26,7 @@ pub fn low_watermark(k: usize) -> usize {
 }
 
 /// The watching under one record.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Watch {
     cluster: Option<ClusterId>,
     /// Whether the roster is so small that everybody talks to everybody in it.

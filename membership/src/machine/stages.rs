@@ -5,7 +5,7 @@ use crate::{Epoch, Identity, Instant, ResourceId, ResourceKind, View};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Since when the leader waits: for whom, with which item, and for which attachments of its lockspace.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Stages {
     since: BTreeMap<(Identity, ResourceId, Identity, Epoch), Instant>,
 }

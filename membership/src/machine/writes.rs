@@ -22,7 +22,7 @@ pub(super) enum Then {
 }
 
 /// Tokens given out, and what waits for them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Writes {
     last: u64,
     waiting: BTreeMap<Token, Vec<Then>>,

@@ -7,8 +7,8 @@ use super::network::{Faults, Network};
 use super::node::{Clock, SimNode, sync_time};
 use super::schedule::Schedule;
 use crate::machine::{
-    Bug, Chain, Config, ControlMsg, Durable, Event, Input, Member, Output, Peer, Record, RequestId,
-    StopReason, Token, Versions,
+    Bug, Config, ControlMsg, Durable, Event, Input, Member, Output, Peer, Record, RequestId, StopReason,
+    Token, Versions,
 };
 use crate::{
     ClusterId, Decision, Epoch, Identity, Incarnation, Instant, NodeId, QuorumOptions, Request, RequestError,
@@ -205,13 +205,7 @@ impl Cluster {
             .map(|node| {
                 let state = StateId::from_bytes(bytes(&mut rng));
                 let disk = if *node == NodeId(1) {
-                    let mut disk = Durable::create(id, *node, state, roster.clone());
-                    if let Some(mut first) = disk.chain.get(Epoch(1)) {
-                        first.view.quorum = config.quorum.clone();
-                        disk.chain = Chain::default();
-                        disk.apply(Record::Decided(Box::new(first)));
-                    }
-                    disk
+                    Durable::create_with(id, *node, state, roster.clone(), config.quorum.clone())
                 } else {
                     Durable::empty(id, *node, state)
                 };

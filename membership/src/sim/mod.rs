@@ -2,6 +2,8 @@
 //! both drawn from a seeded [`Rng`](crate::Rng), and a cluster of real membership machines on top of them.
 
 mod cluster;
+#[cfg(feature = "model")]
+pub mod model;
 mod network;
 mod node;
 mod schedule;
