@@ -11,8 +11,8 @@
 
 use crate::settings::{NodeSettings, StorageSettings, save};
 use clap::Subcommand;
-use quorate_membership::driver::pki::Ca;
-use quorate_membership::{ClusterId, NodeId};
+use quorate_membership::driver::pki::{Ca, Credentials};
+use quorate_membership::{ClusterId, NodeId, QuorumOptions, TieBreaker};
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,18 @@ pub enum ClusterCommand {
         /// Where the first node listens, IP:PORT.
         #[arg(long)]
         listen: SocketAddr,
+        /// After everybody was gone, wait until every vote is present (docs/quorum.md).
+        #[arg(long)]
+        wait_for_all: bool,
+        /// Who has half a vote more.
+        #[arg(long, value_name = "lowest|highest", value_parser = ["lowest", "highest"])]
+        auto_tie_breaker: Option<String>,
+        /// Go on without votes that were away for so many milliseconds.
+        #[arg(long, value_name = "MS")]
+        last_man_standing: Option<u32>,
+        /// A node that leaves cleanly takes its vote along.
+        #[arg(long)]
+        allow_downscale: bool,
     },
     /// The directory of another node.
     Node {
@@ -77,12 +89,13 @@ pub enum ClusterCommand {
         #[arg(long)]
         listen: SocketAddr,
     },
-    /// A new certificate with a new key for a node, put beside the one in use; `quorate member renew` takes it into use.
+    /// A new certificate with a new key. A node's is put beside the one in use, and `quorate member renew` takes it into use; a
+    /// storage server's takes the place of the former one, and is in use from the server's next start on.
     Renew {
         /// The CA's directory: the present one, or the next.
         #[arg(long)]
         ca: PathBuf,
-        /// The node's directory, or a copy of its `node.toml`.
+        /// The directory of the node or storage server, or a copy of its `node.toml` or `storage.toml`.
         #[arg(long)]
         dir: PathBuf,
     },
@@ -115,8 +128,32 @@ pub enum ClusterCommand {
 /// Something cannot be made; what was made before stays.
 pub fn run(command: &ClusterCommand) -> Result<u8, Box<dyn Error>> {
     match command {
-        ClusterCommand::Create { ca, dir, name, id, node_name, listen } => {
-            create(ca, dir, name, *id, node_name, *listen)
+        ClusterCommand::Create {
+            ca,
+            dir,
+            name,
+            id,
+            node_name,
+            listen,
+            wait_for_all,
+            auto_tie_breaker,
+            last_man_standing,
+            allow_downscale,
+        } => {
+            let quorum = QuorumOptions {
+                wait_for_all: *wait_for_all,
+                tie_breaker: auto_tie_breaker.as_deref().map(|word| match word {
+                    "highest" => TieBreaker::Highest,
+                    _ => TieBreaker::Lowest,
+                }),
+                last_man_standing_ms: *last_man_standing,
+                allow_downscale: *allow_downscale,
+                ..QuorumOptions::default()
+            };
+            if let Some(fault) = quorum.fault() {
+                return Err(fault.into());
+            }
+            create(ca, dir, name, (*id, node_name), *listen, quorum)
         }
         ClusterCommand::Node { ca, dir, id, name, listen, join } => {
             let authority = Ca::load(ca)?;
@@ -142,6 +179,9 @@ pub fn run(command: &ClusterCommand) -> Result<u8, Box<dyn Error>> {
             Ok(0)
         }
         ClusterCommand::Renew { ca, dir } => {
+            if dir.join("storage.toml").exists() {
+                return renew_server(&Ca::load(ca)?, dir);
+            }
             let settings: NodeSettings = crate::settings::load(&dir.join("node.toml"))?;
             let listen: SocketAddr =
                 settings.listen.parse().map_err(|e| format!("node.toml: listen: {e}"))?;
@@ -174,9 +214,9 @@ fn create(
     ca: &Path,
     dir: &Path,
     name: &str,
-    id: u32,
-    node_name: &str,
+    (id, node_name): (u32, &str),
     listen: SocketAddr,
+    quorum: QuorumOptions,
 ) -> Result<u8, Box<dyn Error>> {
     let mut uuid = [0; 16];
     getrandom::fill(&mut uuid).map_err(|e| format!("no randomness: {e}"))?;
@@ -184,9 +224,27 @@ fn create(
     let authority = Ca::create(name, cluster)?;
     authority.save(ca)?;
     node_directory(&authority, dir, id, node_name, listen, &[])?;
-    crate::node::create_first_record(dir)?;
+    crate::node::create_first_record(dir, quorum)?;
     println!("cluster {name}, {cluster}: CA in {}, first node in {}", ca.display(), dir.display());
     println!("start the node with: quorate node --dir {}", dir.display());
+    Ok(0)
+}
+
+/// A storage server has no life that would have to be told: it is started again under the new certificate.
+fn renew_server(authority: &Ca, dir: &Path) -> Result<u8, Box<dyn Error>> {
+    let settings: StorageSettings = crate::settings::load(&dir.join("storage.toml"))?;
+    let listen: SocketAddr = settings.listen.parse().map_err(|e| format!("storage.toml: listen: {e}"))?;
+    let (now, next) = (dir.join("pki"), dir.join("pki.next"));
+    authority.issue_server(&settings.name, &addresses(listen))?.save(&next)?;
+    let former = match Credentials::load(&now) {
+        Ok(old) => dir.join(format!("pki.until-{}", old.certificate().not_after)),
+        Err(_) => dir.join("pki.former"),
+    };
+    if now.exists() {
+        std::fs::rename(&now, &former).map_err(|e| format!("cannot keep {}: {e}", now.display()))?;
+    }
+    std::fs::rename(&next, &now).map_err(|e| format!("cannot put {} in its place: {e}", next.display()))?;
+    println!("storage server {}: {}; start it again now", settings.name, now.display());
     Ok(0)
 }
 

@@ -61,6 +61,8 @@ async fn serve(options: StorageOptions) -> Result<u8, Box<dyn Error>> {
     {
         exports.push(open_export(text, cluster)?);
     }
+    // The TLS settings follow what the credentials believe, from the next handshake on.
+    let believed = credentials.clone();
     let config = ServerConfig {
         listen: vec![Listen { address, tls: true }],
         tls: Some(ServerTls::from_credentials(&credentials)?),
@@ -68,6 +70,11 @@ async fn serve(options: StorageOptions) -> Result<u8, Box<dyn Error>> {
         fence: Some(FenceConfig {
             state_dir: options.dir.join("fence"),
             cluster: Some(credentials.cluster()),
+            trust: Some(Arc::new(move |trust| {
+                if let Err(error) = believed.believe(trust) {
+                    tracing::error!(target: "quorate", %error, "the record's CAs are not believed");
+                }
+            })),
         }),
         connections_max: 256,
     };

@@ -76,7 +76,10 @@ pub enum Command {
     /// Give a storage server up for good.
     Retire(String),
     /// Leave cleanly and stop.
-    Leave,
+    Leave {
+        /// Whether the vote goes along.
+        give_up_vote: bool,
+    },
     /// The configuration and its version.
     ConfigShow,
     /// Replace the configuration.

@@ -56,7 +56,7 @@ fn translate(verb: Verb) -> Result<Command, Box<dyn Error>> {
             }
             Member::Remove { id } => Command::RemoveNode(id),
             Member::Admit => Command::AdmitVoters,
-            Member::Leave => Command::Leave,
+            Member::Leave { give_up_vote } => Command::Leave { give_up_vote },
             Member::Quorum => Command::Quorum(QuorumCommand::Status),
             Member::WhatIf { down, split } => {
                 Command::Quorum(QuorumCommand::WhatIf { down, split: sides(split.as_deref())? })

@@ -95,7 +95,11 @@ enum Member {
     /// Make every member that is meant to vote a voter.
     Admit,
     /// Leave cleanly, and stop this node.
-    Leave,
+    Leave {
+        /// Take this node's vote along: the others need fewer from then on. It votes again once it is back.
+        #[arg(long)]
+        give_up_vote: bool,
+    },
     /// Whether this node is quorate, with the arithmetic and the reason. Exit codes: 0 quorate, 10 not.
     Quorum,
     /// Who would be quorate if nodes were down, or the cluster split.

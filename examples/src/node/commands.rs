@@ -17,6 +17,7 @@ use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -105,7 +106,8 @@ impl World {
                 self.decide(Change::Retire(server)).await?;
                 Ok(said(format!("storage server {server} is given up")))
             }
-            Command::Leave => {
+            Command::Leave { give_up_vote } => {
+                self.gives_up_vote.store(give_up_vote, Ordering::Relaxed);
                 // The signal handler leaves in order; the answer comes before the end.
                 rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
                     .map_err(|e| e.to_string())?;

@@ -23,7 +23,7 @@ use crate::settings::{NodeSettings, load};
 use clap::Args;
 use quorate_fencing::supervisor::{Supervisor, SupervisorConfig, SupervisorExit, SupervisorLink};
 use quorate_membership::driver::pki::Credentials;
-use quorate_membership::{NodeId, Role, RosterEntry};
+use quorate_membership::{NodeId, QuorumOptions, Role, RosterEntry};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::OsString;
@@ -117,7 +117,7 @@ fn run_node(options: &NodeOptions, link: SupervisorLink) -> Result<u8, Box<dyn E
 pub(crate) const AGAIN: u8 = SupervisorExit::CODE_AGAIN;
 
 /// Makes the first record of a new cluster in a node's directory.
-pub(crate) fn create_first_record(dir: &Path) -> Result<(), Box<dyn Error>> {
+pub(crate) fn create_first_record(dir: &Path, quorum: QuorumOptions) -> Result<(), Box<dyn Error>> {
     let settings: NodeSettings = load(&dir.join("node.toml"))?;
     let credentials = Credentials::load(&dir.join("pki"))?;
     let entry = RosterEntry {
@@ -127,7 +127,7 @@ pub(crate) fn create_first_record(dir: &Path) -> Result<(), Box<dyn Error>> {
         addresses: core::iter::once(settings.listen).chain(settings.listen_also).collect(),
     };
     let roster = BTreeMap::from([(NodeId(settings.id), entry)]);
-    quorate_membership::driver::create_cluster(&dir.join("state"), &credentials, roster)?;
+    quorate_membership::driver::create_cluster_with(&dir.join("state"), &credentials, roster, quorum)?;
     Ok(())
 }
 

@@ -29,6 +29,7 @@ use serde_json::json;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -66,6 +67,8 @@ pub(crate) struct World {
     pub(crate) services: OnceLock<Services>,
     pub(crate) inspector: Arc<Inspector>,
     pub(crate) metrics: Registry,
+    /// Whether the leave that is under way takes this node's vote along.
+    pub(crate) gives_up_vote: AtomicBool,
 }
 
 impl World {
@@ -132,6 +135,7 @@ impl World {
             services: OnceLock::new(),
             inspector,
             metrics: Registry::default(),
+            gives_up_vote: AtomicBool::new(false),
         });
         world.serve_locks()?;
         world.node.join();
@@ -219,7 +223,8 @@ impl World {
         }
         clean &= self.release_volumes().await;
         clean &= self.release_devices().await;
-        match self.node.shutdown(LEAVE_DEADLINE).await {
+        let gives_up_vote = self.gives_up_vote.load(Ordering::Relaxed);
+        match self.node.shutdown_with(LEAVE_DEADLINE, gives_up_vote).await {
             Ok(()) if clean => 0,
             Ok(()) => 1,
             Err(error) => {

@@ -266,6 +266,12 @@ impl Cluster {
         self.spawn(&format!("node{id}"), &args);
     }
 
+    /// A witness, named as its directory.
+    pub(crate) fn start_witness(&mut self, dir: &str) {
+        let args = ["witness", "--dir", &self.path(dir)].map(str::to_owned);
+        self.spawn(dir, &args);
+    }
+
     fn spawn(&mut self, name: &str, args: &[String]) {
         use std::os::unix::process::CommandExt;
         let log = || {

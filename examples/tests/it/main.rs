@@ -6,4 +6,5 @@ mod crash;
 mod demo;
 mod faults;
 mod identity;
+mod quorum;
 mod refusals;

@@ -7,13 +7,13 @@
 //! | 12 | 4 | CRC-32C of the record, little-endian |
 //! | 16 | | the record (postcard) |
 
-use quorate_membership::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, View, VoterSet};
+use quorate_membership::{ClusterId, Epoch, Identity, Incarnation, NodeId, ServerId, Trust, View, VoterSet};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 const MAGIC: &[u8; 8] = b"QRFENCE1";
 const HEADER_BYTES: usize = 16;
-/// A record names members and voters only: a few dozen bytes each.
+/// A record names members, voters, a few CAs and revoked keys: a few dozen bytes each.
 const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// The record.
@@ -36,6 +36,8 @@ pub struct Enrolment {
     pub admitted: BTreeMap<NodeId, Incarnation>,
     /// Who decides the next record.
     pub voters: VoterSet,
+    /// Whose certificates are believed, and which keys are not.
+    pub trust: Trust,
 }
 
 /// A file that is no record.
@@ -115,6 +117,7 @@ impl From<&View> for Enrolment {
             epoch: view.epoch,
             admitted: view.members.clone(),
             voters: view.voters.clone(),
+            trust: view.trust.clone(),
         }
     }
 }
@@ -130,6 +133,7 @@ mod tests {
             epoch: Epoch(7),
             admitted: [(NodeId(1), Incarnation(3))].into(),
             voters: VoterSet::default(),
+            trust: Trust::default(),
         };
         let record = FenceRecord { server: ServerId::from_bytes([2; 16]), enrolment: Some(enrolment) };
         let bytes = record.encode();

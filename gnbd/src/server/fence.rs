@@ -1,11 +1,12 @@
 //! The task around the fence machine: its inputs, its disk, and the gates it shuts.
 
 use super::gate::{ConnectionGate, LifeCounter};
+use super::{FenceConfig, TrustListener};
 use crate::fence::wire::{FenceStatus, Hello, HelloRefusal, InstallError, LIVES_MAX, LifeCounts};
 use crate::fence::{
     CallId, ConnectionId, FenceRecord, FenceServer, Input, Output, PersistToken, RecordError,
 };
-use quorate_membership::{ClusterId, Decision, Epoch, Identity, Instant, NodeId, ServerId};
+use quorate_membership::{Decision, Epoch, Identity, Instant, NodeId, ServerId, Trust};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -129,16 +130,19 @@ impl std::fmt::Debug for Fence {
 
 impl Fence {
     /// Loads the record and starts the task. It ends when the last clone is gone.
-    pub(crate) fn open(dir: &Path, cluster: Option<ClusterId>) -> Result<(Self, ServerId), FenceOpenError> {
-        let disk = Disk::open(dir)?;
+    pub(crate) fn open(config: &FenceConfig) -> Result<(Self, ServerId), FenceOpenError> {
+        let (cluster, trust) = (config.cluster, config.trust.clone());
+        let disk = Disk::open(&config.state_dir)?;
         let record = disk.load()?;
         let server = record.server;
         let machine = FenceServer::new(record, ServerId::from_bytes(random()?), cluster);
         let (events, inbox) = mpsc::unbounded_channel();
         let (drained, drains) = mpsc::unbounded_channel();
         let lives = Arc::new(Mutex::new(BTreeMap::new()));
-        let task = Task {
+        let mut task = Task {
             machine,
+            trust,
+            believed: None,
             disk: Arc::new(disk),
             events: events.downgrade(),
             gates: BTreeMap::new(),
@@ -147,6 +151,8 @@ impl Fence {
             call: 0,
             lives: Arc::clone(&lives),
         };
+        // Before the first handshake.
+        task.tell_trust();
         let (running, ended) = watch::channel(());
         tokio::spawn(async move {
             task.run(inbox, drains).await;
@@ -232,6 +238,9 @@ impl Drop for ShutOnDrop {
 
 struct Task {
     machine: FenceServer,
+    trust: Option<TrustListener>,
+    /// What the listener was told last.
+    believed: Option<Trust>,
     disk: Arc<Disk>,
     events: mpsc::WeakUnboundedSender<Event>,
     gates: BTreeMap<ConnectionId, (Identity, Arc<ConnectionGate>)>,
@@ -271,6 +280,17 @@ impl Task {
                 () = tick => Event::Machine(Input::Tick),
             };
             self.on_event(event);
+        }
+    }
+
+    /// Tells whose certificates the installed record believes, if that changed.
+    fn tell_trust(&mut self) {
+        let Some(enrolment) = &self.machine.record().enrolment else { return };
+        if self.believed.as_ref() != Some(&enrolment.trust) {
+            self.believed = Some(enrolment.trust.clone());
+            if let Some(tell) = &self.trust {
+                tell(&enrolment.trust);
+            }
         }
     }
 
@@ -324,6 +344,7 @@ impl Task {
             }
             Output::Installed { call, result } => {
                 if result.is_ok() {
+                    self.tell_trust();
                     let record = self.machine.record();
                     for (_, gate) in self.gates.values().filter(|(who, _)| !record.admits(*who)) {
                         gate.confirm_fence();

@@ -14,7 +14,7 @@ use crate::proto::STRING_BYTES_MAX;
 use connection::ConnectionError;
 use export::OpenExport;
 use fence::Fence;
-use quorate_membership::{ClusterId, Decision, Epoch, ServerId};
+use quorate_membership::{ClusterId, Decision, Epoch, ServerId, Trust};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,12 +38,25 @@ pub struct Listen {
 }
 
 /// What makes a server the fence of a cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FenceConfig {
     /// Where its record is; one server per directory.
     pub state_dir: PathBuf,
     /// The only cluster whose records it takes.
     pub cluster: Option<ClusterId>,
+    /// Is told whose certificates the cluster believes: at the start what the record says, then with each installed view
+    /// that changes it. It is called on the server's own task and must not block.
+    pub trust: Option<TrustListener>,
+}
+
+/// See [`FenceConfig::trust`].
+pub type TrustListener = Arc<dyn Fn(&Trust) + Send + Sync>;
+
+impl std::fmt::Debug for FenceConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("FenceConfig");
+        out.field("state_dir", &self.state_dir).field("cluster", &self.cluster).finish_non_exhaustive()
+    }
 }
 
 /// What a server is.
@@ -178,7 +191,7 @@ impl Server {
             listeners.push((listener, listen.tls));
         }
         let (fence, server) = match &config.fence {
-            Some(f) => Fence::open(&f.state_dir, f.cluster).map(|(f, id)| (Some(f), Some(id)))?,
+            Some(f) => Fence::open(f).map(|(f, id)| (Some(f), Some(id)))?,
             None => (None, None),
         };
         let context = Arc::new(Context {

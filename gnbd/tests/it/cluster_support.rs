@@ -138,7 +138,7 @@ pub(crate) async fn start_server(
         listen: vec![Listen { address, tls: true }],
         tls: Some(ServerTls::from_credentials(&credentials).unwrap()),
         exports: exports.to_vec(),
-        fence: Some(FenceConfig { state_dir: state_dir.into(), cluster: Some(CLUSTER) }),
+        fence: Some(FenceConfig { state_dir: state_dir.into(), cluster: Some(CLUSTER), trust: None }),
         connections_max: 64,
     };
     Server::start(config(&exports)).await.unwrap()

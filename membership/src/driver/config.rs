@@ -5,7 +5,7 @@ use super::progress::Progress;
 use super::state::{StateDir, StateDirError};
 use super::transport::TransportKind;
 use crate::machine::{Config, ConfigError, Durable};
-use crate::{NodeId, RosterEntry, StateId};
+use crate::{NodeId, QuorumOptions, RosterEntry, StateId};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -155,6 +155,22 @@ pub fn create_cluster(
     credentials: &Credentials,
     roster: BTreeMap<NodeId, RosterEntry>,
 ) -> Result<(), CreateError> {
+    create_cluster_with(state_dir, credentials, roster, QuorumOptions::default())
+}
+
+/// As [`create_cluster`], with quorum options that hold from view 1 on.
+///
+/// # Errors
+/// See [`CreateError`]; nothing was written then.
+pub fn create_cluster_with(
+    state_dir: &Path,
+    credentials: &Credentials,
+    roster: BTreeMap<NodeId, RosterEntry>,
+    quorum: QuorumOptions,
+) -> Result<(), CreateError> {
+    if let Some(fault) = quorum.fault() {
+        return Err(CreateError::Quorum(fault));
+    }
     let subject = credentials.me().subject.clone();
     let node = credentials.me().node().ok_or(CreateError::NotANode { subject })?;
     match roster.get(&node) {
@@ -163,7 +179,7 @@ pub fn create_cluster(
         Some(_) => {}
     }
     let state = StateId::from_bytes(random().map_err(CreateError::Random)?);
-    let durable = Durable::create(credentials.cluster(), node, state, roster);
+    let durable = Durable::create_with(credentials.cluster(), node, state, roster, quorum);
     Ok(StateDir::create(state_dir, &durable)?)
 }
 
@@ -171,6 +187,9 @@ pub fn create_cluster(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CreateError {
+    /// The quorum options contradict themselves.
+    #[error("quorum options: {0}")]
+    Quorum(&'static str),
     /// The certificate is not one of a node.
     #[error("the certificate is of {subject}, a node's is needed")]
     NotANode {

@@ -5,7 +5,7 @@
 use super::boottime;
 use super::link::{Established, FrameReader, Mesh, MeshEvent, OutQueue, Paths, RosterCheck, write_out};
 use super::node::{Ended, NodeEnd, Shared};
-use super::pki::Credentials;
+use super::pki::{Credentials, PeerCertificate};
 use super::progress::Progress;
 use super::sessions::LaneInput;
 use super::storage::{Done, Order, Orders};
@@ -65,7 +65,7 @@ enum FromLink {
 struct Link {
     peer: Peer,
     path: u8,
-    key: [u8; 32],
+    certificate: PeerCertificate,
     out: Arc<OutQueue>,
     datagrams: Option<Datagrams>,
 }
@@ -173,13 +173,15 @@ impl Control {
             MeshEvent::Up(established) => {
                 self.next_link += 1;
                 let link = self.next_link;
-                let Established { peer, key, dialled, path, mut write, read, frames, datagrams } =
+                let Established { peer, certificate, dialled, path, mut write, read, frames, datagrams } =
                     *established;
                 tracing::info!(target: "quorate_membership", peer = %peer.identity(), path, dialled, "connected");
                 self.parts.shared.links.connected(peer.node, path, boottime());
                 let out = Arc::new(OutQueue::default());
-                self.links
-                    .insert(link, Link { peer, path, key, out: out.clone(), datagrams: datagrams.clone() });
+                self.links.insert(
+                    link,
+                    Link { peer, path, certificate, out: out.clone(), datagrams: datagrams.clone() },
+                );
                 let to = self.from_links.clone();
                 let speaks = self.parts.shared.member().speaks();
                 let from = (peer, path);
@@ -228,7 +230,7 @@ impl Control {
             }
             Command::LinkLost(node) => Some(Input::LinkLost { node }),
             Command::CloseKey(key) => {
-                self.links.values().filter(|l| l.key == key).for_each(|l| l.out.close());
+                self.links.values().filter(|l| l.certificate.key == key).for_each(|l| l.out.close());
                 None
             }
             Command::Abort | Command::Panicked => None,
@@ -316,18 +318,33 @@ impl Control {
         if let Some(view) = &view {
             let keys = view.roster.iter().map(|(n, e)| (*n, e.key)).collect();
             self.parts.roster.set(keys, view.trust.renewals.clone());
-            if let Err(error) = self.parts.credentials.believe(&view.trust) {
-                tracing::error!(target: "quorate_membership", %error, "the record's CAs are not believed");
+            match self.parts.credentials.believe(&view.trust) {
+                Ok(false) => {}
+                Ok(true) => self.close_disbelieved(),
+                Err(error) => {
+                    tracing::error!(target: "quorate_membership", %error, "the record's CAs are not believed");
+                }
             }
         }
         for link in self.links.values() {
-            if let Err(refusal) = self.parts.roster.check(link.peer.node, &link.key) {
+            if let Err(refusal) = self.parts.roster.check(link.peer.node, &link.certificate.key) {
                 tracing::warn!(target: "quorate_membership", %refusal, "a connection is closed");
                 link.out.close();
             }
         }
         let targets = targets(view.as_deref(), &self.parts.peers);
         self.parts.mesh.set_targets(&targets);
+    }
+
+    /// Other CAs are trusted than before: whose certificate is of none of them is not talked to any more.
+    fn close_disbelieved(&self) {
+        let credentials = &self.parts.credentials;
+        for link in self.links.values().filter(|l| !credentials.still_believes(&l.certificate)) {
+            let peer = link.peer.identity();
+            tracing::warn!(target: "quorate_membership", %peer, "a connection is closed: no trusted CA issued its certificate");
+            link.out.close();
+        }
+        self.parts.shared.to_lane(LaneInput::CloseDisbelieved(credentials.clone()));
     }
 
     async fn finish(&mut self, end: &NodeEnd) {

@@ -18,7 +18,9 @@ mod state;
 mod storage;
 pub mod transport;
 
-pub use config::{AgreedTimes, CreateError, NodeConfig, StartError, create_cluster, random};
+pub use config::{
+    AgreedTimes, CreateError, NodeConfig, StartError, create_cluster, create_cluster_with, random,
+};
 pub use groups::NodeGroups;
 pub use link::HelloRefusal;
 pub use node::{Node, NodeEnd, ShutdownError};

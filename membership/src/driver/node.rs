@@ -512,8 +512,16 @@ impl Node {
     /// # Errors
     /// See [`ShutdownError`].
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), ShutdownError> {
+        self.shutdown_with(deadline, false).await
+    }
+
+    /// As [`Node::shutdown`], and the vote goes along if `give_up_vote` says so: the others need fewer from then on.
+    ///
+    /// # Errors
+    /// See [`ShutdownError`].
+    pub async fn shutdown_with(&self, deadline: Duration, give_up_vote: bool) -> Result<(), ShutdownError> {
         let until = boottime() + deadline;
-        let leave = self.propose(Request::Leave { give_up_vote: false });
+        let leave = self.propose(Request::Leave { give_up_vote });
         let timer = tokio::time::timeout(deadline, leave);
         let why = match timer.await {
             Ok(Err(error @ RequestError::Refused(_))) => return Err(ShutdownError::Refused(error)),

@@ -4,6 +4,7 @@ use super::boottime;
 use super::control::{Command, Reply, targets};
 use super::link::{Established, FrameReader, Mesh, MeshEvent, OutQueue, RosterCheck, write_out};
 use super::node::Shared;
+use super::pki::{Credentials, PeerCertificate};
 use super::progress::LoopBeat;
 use super::transport::Channel;
 use crate::session::{FRAME_BYTES_MAX, Input, LinkId, Output, SessionMachine};
@@ -50,6 +51,8 @@ pub(super) enum LaneInput {
         payload: Vec<u8>,
     },
     CloseKey([u8; 32]),
+    /// Other CAs are trusted than before.
+    CloseDisbelieved(Credentials),
     /// Nothing comes over this path, but over another one to that node.
     PathSilent {
         node: NodeId,
@@ -238,7 +241,7 @@ enum FromLink {
 
 struct LinkInfo {
     peer: Identity,
-    key: [u8; 32],
+    certificate: PeerCertificate,
     path: u8,
     since: Instant,
     /// Of a spare: says that it is needed. Dropped, it ends it.
@@ -291,12 +294,15 @@ impl Lane {
                 input = self.inputs.recv() => match input {
                     None => return,
                     Some(LaneInput::Stop(reason)) => return self.stop(&reason),
-                    Some(LaneInput::CloseKey(key)) => self.close_where(&mut links, |l| l.key == key),
+                    Some(LaneInput::CloseKey(key)) => self.close_where(&mut links, |l| l.certificate.key == key),
+                    Some(LaneInput::CloseDisbelieved(credentials)) => {
+                        self.close_where(&mut links, |l| !credentials.still_believes(&l.certificate));
+                    }
                     Some(LaneInput::PathSilent { node, path }) => self.leave_path(&mut links, node, path),
                     Some(LaneInput::Installed(view)) => {
                         self.install(view);
                         let roster = self.roster.clone();
-                        self.close_where(&mut links, |l| roster.check(l.peer.node, &l.key).is_err());
+                        self.close_where(&mut links, |l| roster.check(l.peer.node, &l.certificate.key).is_err());
                     }
                     Some(other) => self.on_input(other),
                 },
@@ -342,7 +348,8 @@ impl Lane {
         let is_spare = used.next().is_some_and(|first| first.path != path && used.all(|l| l.path != path));
         let (start, needed) = oneshot::channel();
         let spare = is_spare.then_some(start);
-        links.insert(link, LinkInfo { peer, key: established.key, path, since: boottime(), spare });
+        let certificate = established.certificate.clone();
+        links.insert(link, LinkInfo { peer, certificate, path, since: boottime(), spare });
         if is_spare {
             tokio::spawn(keep_spare(link, established, needed, to_lane.clone()));
         } else {
@@ -433,6 +440,7 @@ impl Lane {
             LaneInput::Installed(_)
             | LaneInput::CloseKey(_)
             | LaneInput::PathSilent { .. }
+            | LaneInput::CloseDisbelieved(_)
             | LaneInput::Stop(_) => {}
         }
     }

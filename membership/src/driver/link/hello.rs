@@ -136,8 +136,7 @@ impl RosterCheck {
 /// A connection that both ends have accepted.
 pub(crate) struct Established {
     pub(crate) peer: Peer,
-    /// SHA-256 of the peer's public key.
-    pub(crate) key: [u8; 32],
+    pub(crate) certificate: PeerCertificate,
     pub(crate) dialled: bool,
     /// Which of the addresses of the end that was dialled.
     pub(crate) path: u8,
@@ -207,7 +206,7 @@ async fn talk(
     answer?.map_err(HelloError::There)?;
     let peer = Peer { node: theirs.node, incarnation: theirs.incarnation, nonce: theirs.nonce };
     let path = if dialled.is_some() { ours.path } else { theirs.path.min(PATHS_MAX as u8 - 1) };
-    Ok(Established { peer, key: certificate.key, dialled: by_us, path, write, read, frames, datagrams })
+    Ok(Established { peer, certificate, dialled: by_us, path, write, read, frames, datagrams })
 }
 
 fn judge(

@@ -99,7 +99,7 @@ async fn conformance(one: Arc<dyn Transport>, two: Arc<dyn Transport>) {
     let (mut a, mut b) = (a.unwrap(), b.unwrap());
     assert_eq!((a.peer.node, a.peer.incarnation, a.peer.nonce), (NodeId(2), Incarnation(2), 2));
     assert_eq!((b.peer.node, a.dialled, b.dialled), (NodeId(1), false, true));
-    assert_ne!(a.key, b.key);
+    assert_ne!(a.certificate.key, b.certificate.key);
 
     // A megabyte each way at once, far more than any buffer between.
     let long = vec![42; 1 << 20];

@@ -44,6 +44,8 @@ pub struct PeerCertificate {
     pub not_before: i64,
     /// Last second of its validity, since 1970.
     pub not_after: i64,
+    /// As it was presented, DER: it is checked again when other CAs are trusted.
+    pub der: Vec<u8>,
 }
 
 /// Why a certificate identifies nobody.
@@ -74,6 +76,7 @@ impl PeerCertificate {
             key: sha256(x509.tbs_certificate.subject_pki.raw),
             not_before: x509.validity().not_before.timestamp(),
             not_after: x509.validity().not_after.timestamp(),
+            der: der.to_vec(),
         })
     }
 

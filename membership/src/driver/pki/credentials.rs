@@ -9,7 +9,7 @@ use super::{CertificateError, PeerCertificate, RefusedCertificate, RevokedKeys, 
 use crate::{ClusterId, Trust};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -226,16 +226,29 @@ impl Credentials {
 
     /// Believes what a view record says: its CAs, where it has any, instead of the directory's; its revoked keys not.
     ///
+    /// Returns whether other CAs are believed than before: then connections of peers that are not
+    /// [believed any more](Credentials::still_believes) are to be closed.
+    ///
     /// # Errors
     /// A CA's certificate is unusable; the CAs stay as they were, the keys are refused all the same.
-    pub fn believe(&self, trust: &Trust) -> Result<(), TlsError> {
+    pub fn believe(&self, trust: &Trust) -> Result<bool, TlsError> {
         for key in trust.revoked.iter().filter(|k| !self.revoked.contains(k)) {
             self.revoked.revoke(*key);
         }
-        if self.live.set_cas(&trust.cas)? {
+        let changed = self.live.set_cas(&trust.cas)?;
+        if changed {
             tracing::info!(target: "quorate_membership", cas = trust.cas.len(), "the trusted CAs changed");
         }
-        Ok(())
+        Ok(changed)
+    }
+
+    /// Whether a peer with this certificate, which was accepted once, would be accepted in a handshake now.
+    #[must_use]
+    pub fn still_believes(&self, peer: &PeerCertificate) -> bool {
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(unix_now()).unwrap_or(0)));
+        let der = CertificateDer::from(peer.der.as_slice());
+        self.policy().check(&der).is_ok()
+            && self.live.current().client.verify_client_cert(&der, &[], now).is_ok()
     }
 
     /// The certificate in use now.

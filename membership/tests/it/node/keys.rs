@@ -75,7 +75,7 @@ fn a_revoked_member_is_out_with_the_record_and_stays_out() {
 
 #[test]
 fn the_ca_is_rotated_while_the_cluster_runs() {
-    let mut cluster = TestCluster::new(2, Quic, Tcp);
+    let mut cluster = TestCluster::new(3, Quic, Tcp);
     let mut configs: Vec<_> = Vec::new();
     let mut live: Vec<Credentials> = Vec::new();
     let one = {
@@ -87,9 +87,11 @@ fn the_ca_is_rotated_while_the_cluster_runs() {
     configs.push(cluster.config(2));
     live.push(configs[0].credentials.clone());
     let two = cluster.start_with(2, configs.remove(0));
-    for node in [&one, &two] {
-        node.wait_members(&[1, 2]);
-        node.wait_voters(2);
+    // Node 3 is forgotten in the rotation.
+    let three = cluster.start(3);
+    for node in [&one, &two, &three] {
+        node.wait_members(&[1, 2, 3]);
+        node.wait_voters(3);
     }
     let id = one.node.view().cluster;
     let next = Ca::create("the next CA", id).unwrap();
@@ -113,6 +115,8 @@ fn the_ca_is_rotated_while_the_cluster_runs() {
         });
     }
     block_on(one.node.propose(Request::SetCas(BTreeSet::from([new_der])))).unwrap();
+    // Whoever has a certificate of the former CA alone is cut off at once, not at its next handshake.
+    one.wait_members(&[1, 2]);
     two.recorder.wait("one CA", |log| (log.views.last()?.trust.cas.len() == 1).then_some(()));
     // A node that starts now with a certificate of the old CA is refused, one of the new CA comes in.
     two.kill();
