@@ -24,7 +24,7 @@ usage: cargo xtask COMMAND
   campaign suspicion [--minutes N]
                         real nodes on a machine with all cores busy, for 60 minutes: counts false suspicions
   scenario dlm FILE…    play scenarios of the lock manager (docs/scenarios.md); -v prints every event
-  model dlm [--states N]
+  model membership|dlm [--states N]
                         explore every behaviour of a small cluster; prints the states, and the way to a broken invariant
   interop               the tests against real tools alone
   bench [NAME]          measure; prints a table with the peer's or the limit's figure beside each of ours

@@ -7,8 +7,8 @@ use super::network::{Faults, Network};
 use super::node::{Clock, SimNode, sync_time};
 use super::schedule::Schedule;
 use crate::machine::{
-    Bug, Config, ControlMsg, Durable, Event, Input, Member, Output, Peer, Record, RequestId, StopReason,
-    Token, Versions,
+    Bug, Config, ControlMsg, Durable, Event, Input, Member, Output, Peer, RequestId, StopReason, Token,
+    Versions,
 };
 use crate::{
     ClusterId, Decision, Epoch, Identity, Incarnation, Instant, NodeId, QuorumOptions, Request, RequestError,

@@ -413,7 +413,10 @@ fn is_backed(disk: &Durable, msg: &ControlMsg) -> bool {
         ControlMsg::Promise { ballot, .. } => *ballot <= disk.promised,
         ControlMsg::Accepted { epoch, accept } => {
             *epoch <= disk.chain.epoch()
-                || disk.accepted.as_ref().is_some_and(|a| a.view.epoch == *epoch && a.accept == *accept)
+                || disk.accepted.as_ref().filter(|a| a.view.epoch == *epoch).is_some_and(|a| {
+                    // A write takes all before it along: an earlier yes may be told after a later one is on disk.
+                    accept.ballot < a.accept.ballot || *accept == a.accept
+                })
         }
         _ => true,
     }
