@@ -61,10 +61,8 @@ fn three_voters_two_proposals_one_crash() {
         ("3 voters, 2 proposals, 1 crash", ModelConfig { steps: 0, ..large(None) }),
         ("3 voters, 2 proposals, 1 crash, another ballot", large(None)),
     ] {
-        let began = std::time::Instant::now();
         let explored = explore(config, limit, 2);
         show(name, &explored);
-        println!("  {:.0?}", began.elapsed());
         assert_eq!(explored.broken, None);
     }
 }

@@ -4,16 +4,16 @@ use crate::cluster::{Cluster, complaint, is, one_at_a_time, quorate, wait_or, wh
 use quorate::events::boottime_ns;
 use serde_json::Value;
 
-/// Asks until a command says what is wanted with that exit code; a text of its output, or its JSON.
+/// Asks until a command says what is wanted with that exit code; what it said.
 fn until(what: &str, code: i32, args: &[&str], holds: impl Fn(&str) -> bool) -> String {
     let said = std::cell::RefCell::new(String::new());
     wait_or(
         || {
             let output = quorate(args);
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            // What is not well is said on standard error.
+            let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
             let fits = output.status.code() == Some(code) && holds(&text);
-            *said.borrow_mut() =
-                format!("{:?}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr));
+            *said.borrow_mut() = format!("{:?}: {text}", output.status);
             fits.then_some(text)
         },
         || panic!("{what}: {args:?} said {}", said.borrow()),
