@@ -1,4 +1,4 @@
-//! Two paths between two nodes: one is cut while messages are under way.
+//! What carries messages between nodes: a path that is cut, a pair that is relayed, a peer that takes nothing.
 
 use super::cluster::{CEILING, Running, SERVICE, TestCluster};
 use super::proxy::Proxy;
@@ -48,6 +48,33 @@ fn wait_numbers(at: &Running, count: u32) {
         Some(log.messages.iter().map(|(_, _, p)| number(p)).collect())
     });
     assert!(numbers.iter().copied().eq(0..count), "lost, doubled or out of order");
+}
+
+#[test]
+fn a_peer_that_takes_nothing_stops_its_sender_within_the_credit_and_loses_nothing() {
+    let mut cluster = TestCluster::new(2, Quic, Tcp);
+    let one = cluster.start(1);
+    one.wait_members(&[1]);
+    let two = cluster.start(2);
+    for node in [&one, &two] {
+        node.wait_members(&[1, 2]);
+        node.wait_voters(2);
+    }
+    two.node.pause(SERVICE, true);
+    let payload = |number: u32| [&number.to_le_bytes()[..], &[7; 60_000]].concat();
+    let mut count = 0;
+    let full = loop {
+        match one.node.send(two.me(), SERVICE, payload(count)) {
+            Ok(()) => count += 1,
+            Err(error) => break error,
+        }
+        assert!(count < 200, "12 MB are on their way and nobody says stop");
+    };
+    assert_eq!(full, SendError::Full(NodeId(2)));
+    assert!(100 < count, "the credit is 8 MiB, {count} messages of 60 kB were taken");
+    two.node.pause(SERVICE, false);
+    wait_numbers(&two, count);
+    assert_eq!(one.node.view().members.len(), 2);
 }
 
 #[test]
