@@ -2,7 +2,7 @@
 
 #[cfg(any(test, feature = "sim"))]
 use super::Bug;
-use super::{AfterWrite, LocalUpdate, Output, Replica, UPDATES_MAX, UpdateError};
+use super::{AfterWrite, ForeignHistory, LocalUpdate, Output, Replica, UPDATES_MAX, UpdateError};
 use crate::entry::{Entry, RequestKey, Stored};
 use crate::wire::{Message, newest_end};
 use quorate_membership::{Epoch, Identity, NodeId, StateId, VoterSet};
@@ -81,6 +81,26 @@ impl Replica {
     fn continue_term(&mut self, out: &mut Vec<Output>) {
         let Some((_, voters)) = self.key.clone() else { return };
         let Coordinator::Reading { answers, waiting } = &mut self.coordinator else { return };
+        // Who contradicts what is committed here: either a minority, which finds out by what is appended, or the cluster,
+        // and then it is this node whose directory is not the cluster's. Never is one taken for the other's continuation.
+        let contradicting: Vec<(NodeId, u64)> = answers
+            .iter()
+            .filter_map(|(n, a)| self.stored.contradiction(&a.history).map(|version| (*n, version)))
+            .collect();
+        if let Some((_, version)) = contradicting.first() {
+            let others: BTreeMap<NodeId, StateId> =
+                contradicting.iter().map(|(n, _)| (*n, answers[n].state)).collect();
+            if voters.has_majority(others.iter()) {
+                out.push(Output::Foreign(ForeignHistory::Differs { version: *version }));
+                self.coordinator = Coordinator::Idle;
+                return;
+            }
+        }
+        let answers: BTreeMap<NodeId, &Answer> = answers
+            .iter()
+            .filter(|(n, _)| contradicting.iter().all(|(other, _)| other != *n))
+            .map(|(n, a)| (*n, a))
+            .collect();
         // What was committed under sets before the newest known commit is in that commit's majority: a node that comes
         // back after years must not make the others wait for voters that are long gone.
         let settled = answers.values().map(|a| Stored::settled(&a.history)).max().unwrap_or(Epoch(0));
@@ -98,7 +118,7 @@ impl Replica {
             return;
         }
         let newest =
-            answers.values().filter_map(Answer::newest).max_by_key(|e| (e.stamp, e.version)).cloned();
+            answers.values().filter_map(|a| a.newest()).max_by_key(|e| (e.stamp, e.version)).cloned();
         let histories: Vec<Vec<Entry>> = answers.values().map(|a| a.history.clone()).collect();
         let waiting = std::mem::take(waiting);
         // All of them: one replica may have missed what another knows.
