@@ -58,7 +58,7 @@ pub enum Event {
         at: Position,
         /// The sender.
         from: ProcessId,
-        /// As [`GroupMachine::multicast`] returned it to the sender.
+        /// As [`GroupMachine::multicast`](super::GroupMachine::multicast) returned it to the sender.
         number: u64,
         /// The message.
         payload: Vec<u8>,
