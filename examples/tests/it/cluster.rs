@@ -94,6 +94,14 @@ pub(crate) fn complaint(code: i32, args: &[&str]) -> String {
     stderr
 }
 
+/// What a command says on standard output; its exit code is checked.
+pub(crate) fn output_of(code: i32, args: &[&str]) -> String {
+    let output = quorate(args);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// One cluster.
 pub(crate) struct Cluster {
     pub(crate) temp: Temp,

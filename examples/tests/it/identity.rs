@@ -1,6 +1,6 @@
 //! Who a node is: clocks and certificates, and two nodes with one identity.
 
-use crate::cluster::{Cluster, complaint, copy_dir, one_at_a_time, quorate, wait_for};
+use crate::cluster::{Cluster, complaint, copy_dir, one_at_a_time, wait_for};
 use quorate_membership::NodeId;
 use quorate_membership::driver::pki::Ca;
 use std::path::Path;
@@ -78,8 +78,7 @@ fn one_directory_runs_one_node_and_a_second_identity_is_found_out() {
     // With its state: the promises of one acceptor must not be made twice.
     let _none = std::fs::remove_dir_all(fresh.join("state"));
     copy_dir(&cluster.temp.0.join("n2/state"), &fresh.join("state"));
-    let output = quorate(&["node", "--dir", fresh.to_str().unwrap()]);
-    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    let words = complaint(1, &["node", "--dir", fresh.to_str().unwrap()]);
     assert!(words.contains("was copied: made for inode "), "{words}");
     assert_eq!(cluster.node_process(2), running, "the first one stays");
     assert_eq!(cluster.status(2)["quorate"], true);

@@ -1,6 +1,6 @@
 //! What people get wrong: documents, devices, commands without a node. Each is told in one line with an exit code.
 
-use crate::cluster::{Cluster, complaint, one_at_a_time, quorate};
+use crate::cluster::{Cluster, complaint, one_at_a_time, quorate, wait_for};
 use quorate::admin::protocol::Command as Admin;
 
 const NODES: &str = "name = \"c\"\n[[node]]\nid = 1\nname = \"a\"\naddress = \"127.0.0.1:1\"\n";
@@ -62,14 +62,57 @@ fn what_is_not_there_is_named() {
     assert!(error.contains("device absent: the storage server refuses this node"), "{error}");
     let error = cluster.ask(1, Admin::Mount("data".into())).unwrap_err();
     assert!(error.contains("the configuration has no filesystem data"), "{error}");
+    // A volume that cannot hold its journals.
+    let small = document("shared")
+        + "[[volume_group]]\nname = \"vg0\"\ndevices = [\"shared\"]\n\
+           [[filesystem]]\nname = \"data\"\nvolume = \"vg0/small\"\njournals = 3\n";
+    cluster.ask(1, Admin::ConfigApply { expected: None, document: small }).unwrap();
+    cluster.ask(1, Admin::PvCreate("shared".into())).unwrap();
+    cluster.ask(1, Admin::VgCreate { name: "vg0".into(), devices: vec!["shared".into()] }).unwrap();
+    let bytes = 20 << 20;
+    cluster.ask(1, Admin::LvCreate { group: "vg0".into(), name: "small".into(), bytes }).unwrap();
+    let error = cluster.ask(1, Admin::Mkfs { name: "data".into() }).unwrap_err();
+    assert!(
+        error.contains("the device has 20971520 bytes, but these journals and the system files need")
+            && error.ends_with("make it larger, or fewer or smaller journals"),
+        "{error}"
+    );
+    let error = cluster.ask(1, Admin::Mount("data".into())).unwrap_err();
+    assert!(error.contains("no GFS2 metadata"), "{error}");
     let twice = document("absent") + "[[node]]\nid = 1\nname = \"b\"\naddress = \"127.0.0.1:2\"\n";
     let error = cluster.ask(1, Admin::ConfigApply { expected: None, document: twice }).unwrap_err();
     assert!(error.contains("11:6: node id 1 is there twice"), "{error}");
 }
 
+/// A device that this host's kernel has: here an image that is a loop device. One that is mounted is named with its mount.
+#[test]
+fn an_export_that_the_kernel_uses_is_refused() {
+    let _one = one_at_a_time();
+    let cluster = Cluster::new(1);
+    let image = cluster.temp.0.join("image");
+    std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    let losetup = |args: &[&str]| {
+        let mut command = std::process::Command::new("losetup");
+        command.args(args).output().ok().filter(|output| output.status.success())
+    };
+    let Some(made) = losetup(&["-f", "--show", image.to_str().unwrap()]) else {
+        println!("SKIP: an_export_that_the_kernel_uses_is_refused: no loop device can be had here");
+        return;
+    };
+    let device = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    let export = format!("x={}", image.display());
+    let output = quorate(&["storage", "--dir", &cluster.path("s1"), "--export", &export]);
+    losetup(&["-d", &device]).expect("the loop device goes away");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    let name = device.trim_start_matches("/dev/");
+    let wanted =
+        format!("quorate: export x: {} is in use by {name} on this host: stop that first\n", image.display());
+    assert_eq!((output.status.code(), words), (Some(1), wanted));
+}
+
 /// `quorate why` in a script: the exit codes of docs/commands.md.
 #[test]
-fn why_has_an_exit_code_for_a_lost_quorum_and_for_nothing() {
+fn why_has_exit_codes_and_the_configuration_is_read_without_a_quorum() {
     let _one = one_at_a_time();
     let mut cluster = Cluster::new(3);
     cluster.start_storage();
@@ -92,8 +135,36 @@ fn why_has_an_exit_code_for_a_lost_quorum_and_for_nothing() {
         );
     };
     why(0, "nothing is waited for");
+    // The configuration's history, while there is a quorum and, to be read, without one.
+    cluster.configure(3, "");
+    let path = cluster.temp.0.join("two.toml");
+    let file = path.to_str().unwrap();
+    let shown = cluster.ask(1, Admin::ConfigShow).unwrap();
+    let text = shown["document"].as_str().unwrap().to_owned();
+    std::fs::write(&path, format!("{text}# two\n")).unwrap();
+    let config = |args: &[&str]| crate::cluster::output_of(0, &[&["--node", &dir, "config"], args].concat());
+    assert_eq!(config(&["apply", file, "--expected", "1"]), "version 2\n");
+    let words = complaint(1, &["--node", &dir, "config", "apply", file, "--expected", "1"]);
+    assert_eq!(
+        words,
+        "quorate: version 1 is not the newest any more, 2 is: look at the difference and apply again\n"
+    );
+    assert!(
+        config(&["diff", "1", "2"]).lines().any(|line| line == "+# two"),
+        "{}",
+        config(&["diff", "1", "2"])
+    );
+    assert_eq!(config(&["rollback", "1"]), "version 3 says what version 1 said\n");
+    let words = complaint(1, &["--node", &dir, "config", "rollback", "77"]);
+    assert_eq!(words, "quorate: version 77 is not in the history\n");
+    wait_for("version 3 on node 3", || {
+        (cluster.ask(3, Admin::ConfigShow).unwrap()["version"] == 3).then_some(())
+    });
+    assert_eq!(config(&["history"]).lines().count(), 3);
     cluster.kill("node2");
     cluster.kill("node3");
     why(10, "quorum: no majority of the voters 1, 2, 3 answers");
     assert_eq!(quorate(&["--node", &dir, "--json", "why"]).status.code(), Some(10));
+    let shown = cluster.ask(1, Admin::ConfigShow).unwrap();
+    assert_eq!((shown["version"].as_u64(), shown["document"].as_str()), (Some(3), Some(&text[..])));
 }
