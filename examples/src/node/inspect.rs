@@ -21,10 +21,9 @@ const VERSION: u8 = 1;
 const PIECE_BYTES: usize = 48 * 1024;
 /// The longest report that is listened to, in bytes.
 const REPORT_BYTES_MAX: usize = 16 << 20;
-/// How long the others may take. A node that is stuck is named, not waited for.
+/// How long the others may take, and how long one of them waits for the asker to take more. A node that is stuck is named,
+/// not waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often a peer whose queue is full is tried again, and how many times.
-const RETRY: (Duration, u32) = (Duration::from_millis(5), 200);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
@@ -49,6 +48,7 @@ pub(crate) struct Inspector {
     pub(crate) server: OnceLock<LockServer>,
     tokio: tokio::runtime::Handle,
     state: Mutex<(u64, BTreeMap<u64, Gathering>)>,
+    /// A report is whole, or a peer takes more.
     changed: Notify,
 }
 
@@ -154,13 +154,14 @@ impl Inspector {
         let count = report.len().div_ceil(PIECE_BYTES).max(1);
         for (i, piece) in report.chunks(PIECE_BYTES).enumerate() {
             let message = Message::Piece { number, last: i + 1 == count, bytes: piece.to_vec() };
-            let mut tries = 0;
-            while let Err(error) = self.send(to, &message) {
-                tries += 1;
-                if !matches!(error, SendError::Full(_)) || RETRY.1 < tries {
-                    return;
+            loop {
+                let changed = self.changed.notified();
+                match self.send(to, &message) {
+                    Ok(()) => break,
+                    Err(SendError::Full(_)) if tokio::time::timeout(PATIENCE, changed).await.is_ok() => {}
+                    // Gone, or it takes nothing any more: it counts this node among the silent ones.
+                    Err(_) => return,
                 }
-                tokio::time::sleep(RETRY.0).await;
             }
         }
     }
@@ -191,6 +192,10 @@ impl Inspector {
 }
 
 impl SessionHandler for Inspector {
+    fn on_ready(&self, _to: Identity) {
+        self.changed.notify_waiters();
+    }
+
     fn deliver(&self, from: Identity, _epoch: Epoch, payload: &[u8]) {
         let message = match payload.split_first() {
             Some((&VERSION, message)) => postcard::from_bytes(message).ok(),
