@@ -2,30 +2,16 @@
 
 use crate::world::World;
 use quorate_ccs::Bug;
+use quorate_membership::sim::seeds;
 use std::panic::catch_unwind;
 
 /// Seeds when nothing else is said.
 const SEEDS_DEFAULT: core::ops::Range<u64> = 0..200;
 
-fn seeds() -> core::ops::Range<u64> {
-    let number =
-        |text: &str| text.trim().parse::<u64>().expect("QUORATE_SEED and QUORATE_SEEDS hold numbers");
-    if let Ok(seed) = std::env::var("QUORATE_SEED") {
-        return number(&seed)..number(&seed) + 1;
-    }
-    match std::env::var("QUORATE_SEEDS") {
-        Ok(range) => {
-            let (from, to) = range.split_once("..").expect("QUORATE_SEEDS is A..B");
-            number(from)..number(to)
-        }
-        Err(_) => SEEDS_DEFAULT,
-    }
-}
-
 #[test]
 fn sim_invariants_hold_on_every_seed() {
     let mut done = 0;
-    for seed in seeds() {
+    for seed in seeds(SEEDS_DEFAULT) {
         let run = || {
             let mut world = World::new(seed, None);
             (world.run(), world.done)

@@ -4,6 +4,7 @@ use crate::invariants::Invariants;
 use crate::world::World;
 use quorate_failover::machine::Bug;
 use quorate_membership::Instant;
+use quorate_membership::sim::seeds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -42,24 +43,10 @@ fn run(seed: u64, bug: Option<Bug>) -> Work {
     Work { starts: world.starts, failovers: world.failovers, leftovers: world.leftovers, steps }
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    if let Ok(seed) = std::env::var("QUORATE_SEED") {
-        let seed: u64 = seed.parse().unwrap();
-        return seed..seed + 1;
-    }
-    match std::env::var("QUORATE_SEEDS") {
-        Ok(range) => {
-            let (from, to) = range.split_once("..").unwrap();
-            from.parse().unwrap()..to.parse().unwrap()
-        }
-        Err(_) => 0..300,
-    }
-}
-
 #[test]
 fn no_service_runs_twice_and_all_run_again() {
     let mut all = Work::default();
-    for seed in seeds() {
+    for seed in seeds(0..300) {
         let work = catch_unwind(AssertUnwindSafe(|| run(seed, None)));
         let Ok(work) = work else { panic!("replay: cargo xtask sim failover --seed {seed}") };
         all.starts += work.starts;
@@ -69,7 +56,7 @@ fn no_service_runs_twice_and_all_run_again() {
     }
     println!("{all:?}");
     assert!(0 < all.starts);
-    if 100 < seeds().count() {
+    if 100 < seeds(0..300).count() {
         assert!(0 < all.failovers && 0 < all.leftovers, "{all:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::world::World;
 use quorate_fencing::Bug;
+use quorate_membership::sim::seeds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Far above what any seed needs: a loop that does not end is a failure, not a long test.
@@ -38,19 +39,10 @@ fn guarded(seed: u64, bug: Option<Bug>) -> Result<Done, String> {
     })
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    if let Some(seed) = std::env::var("QUORATE_SEED").ok().and_then(|s| s.parse::<u64>().ok()) {
-        return seed..seed + 1;
-    }
-    let range = std::env::var("QUORATE_SEEDS").ok();
-    let range = range.as_deref().and_then(|s| s.split_once(".."));
-    range.and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?)).unwrap_or(0..200)
-}
-
 #[test]
 fn every_seed_is_safe_and_heals() {
     let (mut proofs, mut installs) = (0, 0);
-    for seed in seeds() {
+    for seed in seeds(0..200) {
         let again = guarded(seed, None);
         match guarded(seed, None) {
             Ok(done) => {

@@ -3,16 +3,7 @@
 use crate::sim_world::{Counts, Planted, World};
 use quorate_gnbd::client::queue::QueueBug;
 use quorate_gnbd::fence::Bug;
-
-fn seeds() -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    if let Some(seed) = number("QUORATE_SEED") {
-        return seed..seed + 1;
-    }
-    let range = std::env::var("QUORATE_SEEDS").ok();
-    let range = range.as_deref().and_then(|r| r.split_once(".."));
-    range.and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?)).unwrap_or(0..200)
-}
+use quorate_membership::sim::seeds;
 
 fn attempt(seed: u64, planted: Option<Planted>) -> Result<Counts, String> {
     let run = std::panic::catch_unwind(|| World::new(seed, planted).run());
@@ -26,7 +17,7 @@ fn attempt(seed: u64, planted: Option<Planted>) -> Result<Counts, String> {
 #[test]
 fn the_fence_and_the_queues_keep_every_invariant() {
     let mut all = Counts::default();
-    for seed in seeds() {
+    for seed in seeds(0..200) {
         match attempt(seed, None) {
             Ok(c) => {
                 all.writes += c.writes;
@@ -40,7 +31,7 @@ fn the_fence_and_the_queues_keep_every_invariant() {
     println!("{all:?}");
     assert!(0 < all.writes && 0 < all.flushes, "work was done: {all:?}");
     assert!(
-        1 == seeds().count() || (0 < all.fences && 0 < all.crashes),
+        1 == seeds(0..200).count() || (0 < all.fences && 0 < all.crashes),
         "things went wrong on the way: {all:?}"
     );
 }

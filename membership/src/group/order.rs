@@ -8,7 +8,7 @@ use super::machine::{GroupMachine, Output, PAYLOAD_BYTES_MAX};
 use super::wire::{Body, Entry, Item, Members};
 use crate::Identity;
 
-/// What a sequencer keeps of a group that not every node has confirmed; then it orders nothing more for now.
+/// What a sequencer keeps of a group that not every node has confirmed. Above it, it orders nothing until some are confirmed.
 const TAIL_MAX: usize = 1_024;
 /// The same in bytes.
 const TAIL_BYTES_MAX: usize = 4 << 20;

@@ -7,8 +7,10 @@ pub mod model;
 mod network;
 mod node;
 mod schedule;
+mod seeds;
 
 pub use cluster::{Cluster, ClusterConfig, Happening, Traffic};
 pub use network::{Faults, Network};
 pub use node::{Clock, SimNode};
 pub use schedule::Schedule;
+pub use seeds::{chosen_seeds, seeds};

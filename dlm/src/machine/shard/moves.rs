@@ -32,7 +32,7 @@ use core::time::Duration;
 use quorate_membership::{Epoch, Identity, Instant, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// So long a master waits for all users to know; then it keeps the resource, for now.
+/// How long a master waits for all users to know. After that it keeps the resource and lets it rest ([`MoveOptions`](crate::MoveOptions)).
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Who used a resource last, and how often in a row. Invariant: 0 of nobody.

@@ -7,19 +7,10 @@ mod run;
 pub(crate) mod world;
 
 use quorate_dlm::sim::Bug;
+use quorate_membership::sim::seeds;
 use run::{Judge, Summary, run};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-fn seeds(default: Range<u64>) -> Range<u64> {
-    if let Ok(one) = std::env::var("QUORATE_SEED") {
-        let seed = one.parse().expect("QUORATE_SEED is a number");
-        return seed..seed + 1;
-    }
-    let Ok(text) = std::env::var("QUORATE_SEEDS") else { return default };
-    let (from, to) = text.split_once("..").expect("QUORATE_SEEDS is A..B");
-    from.parse().expect("a number")..to.parse().expect("a number")
-}
 
 /// The message of a panic.
 fn message(panic: &(dyn std::any::Any + Send)) -> String {

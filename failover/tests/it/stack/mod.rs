@@ -10,20 +10,10 @@ mod world;
 
 use oracle::BLOCKS;
 use quorate_membership::Identity;
-use std::ops::Range;
+use quorate_membership::sim::seeds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use world::{Planted, Summary, World};
-
-fn seeds() -> Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    if let Some(seed) = number("QUORATE_SEED") {
-        return seed..seed + 1;
-    }
-    let range = std::env::var("QUORATE_SEEDS").ok();
-    let range = range.as_deref().and_then(|r| r.split_once(".."));
-    range.and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?)).unwrap_or(0..100)
-}
 
 /// One seed: faults, then health, then every member reads every block under its exclusive lock.
 fn run(seed: u64, planted: Option<Planted>) -> Summary {
@@ -52,7 +42,7 @@ fn attempt(seed: u64, planted: Option<Planted>) -> Result<Summary, String> {
 
 #[test]
 fn the_stack_keeps_every_invariant() {
-    let (mut all, range) = (Summary::default(), seeds());
+    let (mut all, range) = (Summary::default(), seeds(0..100));
     for seed in range.clone() {
         match attempt(seed, None) {
             Ok(one) => all.add(&one),

@@ -6,22 +6,10 @@ use quorate_gfs::FsError;
 use quorate_gfs::face::{Filesystem, RenameFlags};
 use quorate_gfs::fs::MountOptions;
 use quorate_membership::Rng;
+use quorate_membership::sim::seeds;
 use std::collections::BTreeMap;
 
 const SIZE: u64 = 48 << 20;
-
-/// Which seeds: QUORATE_SEED, QUORATE_SEEDS=A..B, or the default.
-pub(crate) fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    if let Some(seed) = std::env::var("QUORATE_SEED").ok().and_then(|seed| seed.parse().ok()) {
-        return seed..seed + 1;
-    }
-    let range = std::env::var("QUORATE_SEEDS").ok();
-    let range = range.as_deref().and_then(|range| range.split_once(".."));
-    match range.map(|(from, to)| (from.parse(), to.parse())) {
-        Some((Ok(from), Ok(to))) => from..to,
-        _ => default,
-    }
-}
 
 type Files = BTreeMap<String, Vec<u8>>;
 

@@ -1,10 +1,10 @@
 //! Reserved blocks, holes and zeroed ranges, against a vector of bytes; fsck.gfs2 has the last word.
 
-use super::crash::seeds;
 use super::harness::{User, cluster, cred, judge, run};
 use quorate_gfs::FsError;
 use quorate_gfs::face::{FallocateMode, Filesystem, Seek, SetAttr};
 use quorate_membership::Rng;
+use quorate_membership::sim::seeds;
 
 const KEEP: FallocateMode = FallocateMode { keep_size: true, punch_hole: false, zero_range: false };
 const GROW: FallocateMode = FallocateMode { keep_size: false, punch_hole: false, zero_range: false };

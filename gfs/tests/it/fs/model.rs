@@ -1,10 +1,10 @@
 //! Random operations against a model in memory.
 
-use super::crash::seeds;
 use super::harness::{Node, User, cluster, cred, judge, run};
 use quorate_gfs::FsError;
 use quorate_gfs::face::{Filesystem, Ino, RenameFlags, SetAttr};
 use quorate_membership::Rng;
+use quorate_membership::sim::seeds;
 use std::collections::BTreeMap;
 
 /// A directory's path ends in a slash; a file has contents, shared by hard links through the number.

@@ -4,26 +4,13 @@ mod invariants;
 mod sim;
 
 use quorate_membership::group::Bug;
+use quorate_membership::sim::seeds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    if let Ok(one) = std::env::var("QUORATE_SEED") {
-        let one = one.parse().expect("QUORATE_SEED is a number");
-        return one..one + 1;
-    }
-    match std::env::var("QUORATE_SEEDS") {
-        Err(_) => 0..default,
-        Ok(range) => {
-            let (a, b) = range.split_once("..").expect("QUORATE_SEEDS is A..B");
-            a.parse().expect("a number")..b.parse().expect("a number")
-        }
-    }
-}
 
 #[test]
 fn groups_keep_their_order_and_their_views() {
     let mut total = sim::Work::default();
-    for seed in seeds(60) {
+    for seed in seeds(0..60) {
         match catch_unwind(AssertUnwindSafe(|| sim::run(seed, None))) {
             Ok(work) => total.add(&work),
             Err(panic) => {
@@ -33,7 +20,7 @@ fn groups_keep_their_order_and_their_views() {
         }
     }
     println!("{total:?}");
-    if 10 < seeds(60).count() {
+    if 10 < seeds(0..60).count() {
         assert!(0 < total.sent && 0 < total.delivered && 0 < total.dropped && 0 < total.configurations);
         assert!(0 < total.crashes && 0 < total.removed);
     }

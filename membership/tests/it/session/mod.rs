@@ -4,26 +4,13 @@ mod invariants;
 mod sim;
 
 use quorate_membership::session::Bug;
+use quorate_membership::sim::seeds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    if let Ok(one) = std::env::var("QUORATE_SEED") {
-        let one = one.parse().expect("QUORATE_SEED is a number");
-        return one..one + 1;
-    }
-    match std::env::var("QUORATE_SEEDS") {
-        Err(_) => 0..default,
-        Ok(range) => {
-            let (a, b) = range.split_once("..").expect("QUORATE_SEEDS is A..B");
-            a.parse().expect("a number")..b.parse().expect("a number")
-        }
-    }
-}
 
 #[test]
 fn no_message_is_lost_doubled_or_reordered() {
     let mut total = sim::Work::default();
-    for seed in seeds(120) {
+    for seed in seeds(0..120) {
         match catch_unwind(AssertUnwindSafe(|| sim::run(seed, None))) {
             Ok(work) => total.add(&work),
             Err(panic) => {
@@ -33,7 +20,7 @@ fn no_message_is_lost_doubled_or_reordered() {
         }
     }
     println!("{total:?}");
-    if 10 < seeds(120).count() {
+    if 10 < seeds(0..120).count() {
         assert!(0 < total.delivered && 0 < total.takeovers && 0 < total.breaks && 0 < total.removals);
         assert!(0 < total.full && 0 < total.held && 0 < total.pauses && 0 < total.ready);
         assert!(0 < total.forwarded && 0 < total.relayed);

@@ -190,17 +190,8 @@ fn listed(text: &str) -> Vec<u64> {
 }
 
 fn seeds() -> Vec<u64> {
-    let number = |text: &str| text.trim().parse::<u64>().unwrap();
-    if let Ok(seed) = std::env::var("QUORATE_SEED") {
-        return vec![number(&seed)];
-    }
-    match std::env::var("QUORATE_SEEDS") {
-        Ok(range) => {
-            let (from, to) = range.split_once("..").unwrap();
-            (number(from)..number(to)).collect()
-        }
-        Err(_) => (0..200).chain(mended_seeds()).collect(),
-    }
+    let default = || (0..200).chain(mended_seeds()).collect();
+    quorate_membership::sim::chosen_seeds().map_or_else(default, Iterator::collect)
 }
 
 /// Runs one seed; panics of the machines' own asserts count as failures too.
