@@ -111,15 +111,18 @@ fn the_lock_manager_of_another_process_is_one_like_the_nodes_own() {
     let recorder = Arc::new(Recorder::default());
     let id = theirs.request(request("v", Mode::EX).flags(Flags::VALBLK), recorder.clone()).unwrap();
     assert!(matches!(told(&recorder, 1)[..], [Told::Done(Completion::Granted(_))]));
-    let keeper = Take::new(&space, request("v", Mode::NL).flags(Flags::VALBLK)).wait().unwrap();
+    let mut keeper = Take::new(&space, request("v", Mode::NL).flags(Flags::VALBLK)).wait().unwrap();
     assert_eq!(
         theirs.convert(id, to(Mode::NL, None)),
         Err(LockError::Invalid("VALBLK without a value block where one is written"))
     );
     theirs.convert(id, to(Mode::NL, Some(b"hello"))).unwrap();
-    assert_eq!(theirs.convert(id, to(Mode::PR, None)), Err(LockError::Busy));
     told(&recorder, 1);
+    // While somebody else has it the conversion cannot end, so the next one finds it under way.
+    keeper.convert_wait(ConvertRequest::new(Mode::EX)).unwrap();
     theirs.convert(id, to(Mode::PR, None)).unwrap();
+    assert_eq!(theirs.convert(id, to(Mode::PR, None)), Err(LockError::Busy));
+    keeper.convert_wait(ConvertRequest::new(Mode::NL)).unwrap();
     let Told::Done(Completion::Granted(grant)) = told(&recorder, 1).remove(0) else { panic!("no grant") };
     assert_eq!(grant.value.as_deref().map(|v| &v[..5]), Some(&b"hello"[..]));
     let mut writer = Take::new(&space, request("v", Mode::NL).flags(Flags::VALBLK)).wait().unwrap();
