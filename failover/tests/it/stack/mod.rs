@@ -68,6 +68,8 @@ fn every_planted_bug_of_the_stack_is_caught() {
         (Planted::Locks(Locks::ForgetHolds), &["lost write: ", "lock order: "]),
         (Planted::Locks(Locks::NoUnknownHolds), &["lost write: ", "exclusion: ", "lock order: "]),
         (Planted::Locks(Locks::LoseRelock), &["lost write: ", "exclusion: ", "lock order: ", "heals: "]),
+        // A token that goes back makes the writes of the newest grant look old.
+        (Planted::Locks(Locks::MoveLosesToken), &["lock order: "]),
         (Planted::Fence(Fence::ConfirmBeforeDrain), &["late: "]),
         (Planted::Fence(Fence::LeaveOpen), &["late: "]),
         (Planted::Queue(Queue::RetainNothing), &["lost write: ", "debts: "]),
@@ -94,4 +96,15 @@ fn every_planted_bug_of_the_stack_is_caught() {
         }
     }
     assert!(missed.is_empty(), "not caught, or by something else: {missed:?}");
+}
+
+/// Of all that two masters side by side bring about, the grants themselves are seen where nothing else is wrong before.
+#[test]
+fn two_masters_of_one_resource_are_noticed_by_their_grants() {
+    let two = Some(Planted::Locks(quorate_dlm::sim::Bug::MoveKeepsMaster));
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = (0..300).find(|seed| attempt(*seed, two).is_err_and(|text| text.starts_with("exclusion: ")));
+    std::panic::set_hook(hook);
+    assert!(found.is_some(), "no two grants were seen");
 }

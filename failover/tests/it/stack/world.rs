@@ -7,7 +7,7 @@ use super::oracle::{BLOCKS, Oracle, journal_cell};
 use super::sessions::Pipe;
 use super::storage::{Device, SERVER, Storage, ToClient, ToServer};
 use quorate_dlm::sim::Node as LockNode;
-use quorate_dlm::{Completion, LockId, LockspaceOptions, Mode};
+use quorate_dlm::{Completion, LockId, LockspaceOptions, Mode, MoveOptions};
 use quorate_fencing::machine::{Attempt, Coordinator, Input as FenceIn, Output as FenceOut};
 use quorate_fencing::{FencingConfig, FencingTiming, StorageFenceError};
 use quorate_gnbd::client::queue::{Command, QueueBug, Tag};
@@ -467,6 +467,8 @@ impl World {
             safety: Safety::Storage,
             servers: BTreeSet::from([SERVER]),
             holds: Some(Mode::EX),
+            // Resources move often, so that failures meet moves.
+            moves: MoveOptions { after: 2, rest_ms: 20 },
             ..LockspaceOptions::plain(SPACE)
         };
         let locks_bug = if let Some(Planted::Locks(bug)) = self.planted { Some(bug) } else { None };
@@ -649,14 +651,17 @@ impl World {
                 }
             }
             11..=14 => {
-                if self.rng.chance_ppm(300_000) {
-                    for other in &others {
-                        self.cluster.network.cut(node, *other);
+                let mut ms = 300 + self.rng.below(3_000);
+                match self.rng.below(10) {
+                    0..=2 => others.iter().for_each(|other| self.cluster.network.cut(node, *other)),
+                    // Two that do not hear each other while all others hear both: long enough, one goes with its lease
+                    // in force (R3).
+                    3..=4 => {
+                        self.cluster.network.partition(&[node], &others[..1]);
+                        ms += 3_000;
                     }
-                } else {
-                    self.cluster.network.partition(&[node], &others);
+                    _ => self.cluster.network.partition(&[node], &others),
                 }
-                let ms = 300 + self.rng.below(3_000);
                 self.after_ms(ms, Event::HealNetwork);
             }
             15..=17 => self.crash_server(),
