@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// Whoever starts a program with an environment of its own hands it on.
 pub const MARK: &str = "QUORATE_SUPERVISED";
 
+/// How often a process without an environment is looked at: some milliseconds, an exec takes less than one.
+const EXEC_LOOKS: u32 = 200;
+
 /// The processes with the mark of this state directory, ourselves excepted. Those of other users are not seen.
 pub(super) fn processes(state_dir: &Path) -> Vec<Pid> {
     let mark = [MARK.as_bytes(), b"=", state_dir.as_os_str().as_bytes()].concat();
@@ -24,10 +27,25 @@ pub(super) fn processes(state_dir: &Path) -> Vec<Pid> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()))
         .filter(|pid| *pid != me)
-        // A zombie has no environment any more.
-        .filter(|pid| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(is_marked))
+        .filter(|pid| environment(*pid).is_some_and(is_marked))
         .filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw))
         .collect()
+}
+
+/// What a process was started with; nothing of a zombie, a kernel thread, or one that may not be looked at.
+///
+/// In the middle of an exec the old environment is gone and the new one not there yet, while the program's file is: then it is
+/// looked at again. A process that was started with none looks the same, so not for ever.
+fn environment(pid: u32) -> Option<Vec<u8>> {
+    for _ in 0..EXEC_LOOKS {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+        if !environment.is_empty() {
+            return Some(environment);
+        }
+        std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        std::thread::yield_now();
+    }
+    None
 }
 
 /// Takes away every FUSE mount below the directory, the newest first.
