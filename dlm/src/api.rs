@@ -111,6 +111,10 @@ pub struct Grant {
     /// Proof of order.
     pub token: FencingToken,
     /// The value block, where the operation reads one.
+    ///
+    /// What is read in PR or above is the last write, always. NL and CR shut no writer out: it is the last write of some
+    /// moment of the request, but a node that was removed from the cluster, has not heard of it and is not fenced yet may
+    /// read what was there at its removal.
     pub value: Option<ValueBlock>,
     /// With VALBLK: the value block is not valid, its last writer may have been lost.
     pub value_invalid: bool,

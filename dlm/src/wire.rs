@@ -97,6 +97,8 @@ pub(crate) struct Relock {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BucketState {
     pub(crate) bucket: u16,
+    /// It knew the bucket whole, or from somebody who did: who failed before may have nothing of it but what is said here.
+    pub(crate) is_whole: bool,
     pub(crate) floor: u64,
     pub(crate) holds: BTreeSet<Identity>,
     pub(crate) names: Vec<(LockName, BTreeSet<Identity>)>,
@@ -381,6 +383,7 @@ mod tests {
         };
         let bucket = BucketState {
             bucket: 3,
+            is_whole: true,
             floor: 9,
             holds: [who].into(),
             names: vec![(name.clone(), [who].into())],

@@ -11,6 +11,8 @@
 //! an order in which each reads what was written last, and which puts nothing that ended before something else began
 //! behind it (Herlihy and Wing, "Linearizability", 1990). A write whose user died, or whose end was never told, may be
 //! in the order or not. While nobody living has a lock that uses the value block, it may go back to zero, once.
+//! NL and CR shut no writer out. A life that was removed and is not fenced yet may still grant these to itself, on a name
+//! that it was the master of, beside writers that it cannot hear any more: what it reads so may be as old as its removal.
 //! The order is searched for as Wing and Gong do ("Testing and verifying concurrent objects", 1993), with a memory of
 //! what was tried (Lowe, 2017).
 
@@ -70,6 +72,8 @@ pub struct History {
     now: u64,
     users: BTreeMap<Key, User>,
     names: BTreeMap<LockName, Name>,
+    /// Lives that were removed, and when.
+    removed: BTreeMap<Identity, u64>,
     /// The first two locks that excluded each other and were usable at once.
     broken: Option<String>,
 }
@@ -155,6 +159,8 @@ impl History {
                 (operation.to, operation.may_be_lost) = (now, false);
             }
             if let Some(number) = read {
+                let removed = self.removed.get(&key.0).filter(|_| Mode::PW.is_compatible(mode));
+                let from = removed.map_or(from, |at| from.min(*at));
                 let operation = Operation { from, to: now, action: Action::Read(number), may_be_lost: false };
                 operations.push(operation);
             }
@@ -195,6 +201,12 @@ impl History {
         {
             (operation.to, operation.may_be_lost) = (now, false);
         }
+    }
+
+    /// The members have removed a life. It may not know yet.
+    pub fn removed(&mut self, who: Identity) {
+        let now = self.tick();
+        self.removed.entry(who).or_insert(now);
     }
 
     /// A life does not act any more: it crashed, or its lease is over.
@@ -425,6 +437,31 @@ mod tests {
         history.granted(key(1, 1), Mode::NL, None);
         lock(&mut history, key(2, 2), Mode::PR, 5);
         assert!(history.judge().is_err_and(|e| e.starts_with("history: value: r: ")));
+    }
+
+    #[test]
+    fn what_a_removed_life_reads_unprotected_may_be_as_old_as_its_removal_and_no_older() {
+        let run = |mode: Mode, writes_before: bool| {
+            let mut history = History::default();
+            lock(&mut history, key(1, 1), Mode::PW, 0);
+            lock(&mut history, key(2, 2), Mode::NL, 0);
+            let write = |history: &mut History| {
+                history.convert(key(1, 1), Mode::NL, true, Some(5));
+                history.granted(key(1, 1), Mode::NL, None);
+            };
+            if writes_before {
+                write(&mut history);
+            }
+            history.removed(key(2, 2).0);
+            if !writes_before {
+                write(&mut history);
+            }
+            history.convert(key(2, 2), mode, true, None);
+            history.granted(key(2, 2), mode, Some(0));
+            history.judge().is_ok()
+        };
+        assert!(run(Mode::CR, false), "the old master cannot know");
+        assert!(!run(Mode::CR, true) && !run(Mode::PR, false));
     }
 
     #[test]

@@ -62,14 +62,30 @@ impl Bucket {
     }
 
     /// The bucket stays with its owner, but the members have changed: askers ask again.
-    pub(super) fn on_new_map(&mut self, is_gone: impl Fn(Identity) -> bool, debtors: &BTreeSet<Identity>) {
+    pub(super) fn on_new_map(
+        &mut self,
+        is_gone: impl Fn(Identity) -> bool,
+        (failed, debtors): (&BTreeSet<Identity>, &BTreeSet<Identity>),
+    ) {
         self.waiting.clear();
+        self.doubt(failed, debtors);
         let lost: Vec<_> =
             self.entries.iter().filter(|(_, e)| is_gone(e.master)).map(|(n, _)| n.clone()).collect();
         for name in lost {
             self.entries.remove(&name);
             self.name_holds.entry(name.clone()).or_default().extend(debtors);
             self.blocked.insert(name);
+        }
+    }
+
+    /// Members have failed since the last map. If not everybody had registered for it, they may have had what nobody else
+    /// knows: a name of a bucket that had just come here, or a lock on a name whose master had failed before them.
+    pub(super) fn doubt(&mut self, failed: &BTreeSet<Identity>, debtors: &BTreeSet<Identity>) {
+        if !self.is_ready {
+            self.holds.extend(failed);
+        }
+        for name in &self.blocked {
+            self.name_holds.entry(name.clone()).or_default().extend(debtors);
         }
     }
 

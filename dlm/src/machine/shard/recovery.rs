@@ -184,29 +184,28 @@ impl Shard {
         let members = self.view.members.clone();
         let (me, this_map) = (self.config.me, self.map);
         let was_member = old.contains(&me);
+        let failed: BTreeSet<Identity> = old.intersection(&debtors).copied().collect();
         let mut out: BTreeMap<Identity, Registration> = BTreeMap::new();
         for number in map::buckets_of(self.config.index) {
             let Some(owner) = map::owner_of(number, &members) else { continue };
             if owner == me {
                 if let Some(bucket) = self.buckets.get_mut(&number) {
-                    bucket.on_new_map(|master| !members.contains(&master), &debtors);
+                    bucket.on_new_map(|master| !members.contains(&master), (&failed, &debtors));
                 } else {
                     self.buckets.insert(number, Bucket::new(this_map));
                 }
-            } else if let Some(bucket) = self.buckets.remove(&number).filter(|_| was_member) {
+            } else if let Some(mut bucket) = self.buckets.remove(&number).filter(|_| was_member) {
+                bucket.doubt(&failed, &debtors);
+                let is_whole = bucket.is_ready || bucket.is_inherited;
                 let mut names = bucket.name_holds;
-                // A bucket that never became whole passes on its doubts.
-                let mut holds = bucket.holds;
-                if !bucket.is_ready && !bucket.is_inherited {
-                    holds.extend(&debtors);
-                }
                 for (name, _) in bucket.entries.iter().filter(|(_, e)| !members.contains(&e.master)) {
                     names.entry(name.clone()).or_default().extend(&debtors);
                 }
                 out.entry(owner).or_default().buckets.push(BucketState {
                     bucket: number,
+                    is_whole,
                     floor: bucket.floor,
-                    holds,
+                    holds: bucket.holds,
                     names: names.into_iter().collect(),
                 });
             }
@@ -295,7 +294,7 @@ impl Shard {
         for state in buckets {
             let bucket = self.buckets.get_mut(&state.bucket);
             let Some(bucket) = bucket.filter(|b| !b.is_ready && b.since <= map) else { continue };
-            bucket.is_inherited = true;
+            bucket.is_inherited |= state.is_whole;
             bucket.floor = bucket.floor.max(state.floor);
             bucket.holds.extend(state.holds);
             for (name, holds) in state.names {

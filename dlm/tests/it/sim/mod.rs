@@ -7,7 +7,7 @@ mod run;
 pub(crate) mod world;
 
 use quorate_dlm::sim::Bug;
-use quorate_membership::sim::seeds;
+use quorate_membership::sim::{chosen_seeds, seeds};
 use run::{Judge, Summary, run};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,11 +18,17 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?").to_owned()
 }
 
+/// Seeds that failed once, and run always. 1465: a bucket of the directory that had never become whole was passed on as
+/// whole, and what a dead member had in it was forgotten. 1967, 14497: a master that was removed and did not know it yet
+/// read its value block beside writers under CR and NL, which may be.
+const MENDED: [u64; 3] = [1465, 1967, 14497];
+
 #[test]
 fn seeds_hold_all_invariants() {
     let mut all = Summary::default();
     let range = seeds(0..200);
-    for seed in range.clone() {
+    let mended = MENDED.into_iter().filter(|_| chosen_seeds().is_none());
+    for seed in range.clone().chain(mended) {
         match catch_unwind(AssertUnwindSafe(|| run(seed, None, Judge::All))) {
             Ok(summary) => {
                 all.grants += summary.grants;

@@ -183,6 +183,11 @@ impl Run {
 
     /// Lives whose time is over use nothing any more.
     fn bury(&mut self) {
+        for who in &self.acting {
+            if self.world.tip().identity(who.node) != Some(*who) {
+                self.history.removed(*who);
+            }
+        }
         let gone: Vec<Identity> = self.acting.iter().filter(|w| !self.world.may_act(**w)).copied().collect();
         for who in gone {
             self.acting.remove(&who);
