@@ -64,6 +64,7 @@ fn every_planted_bug_of_the_stack_is_caught() {
     let bugs = [
         (Planted::Member(Member::DropsDebts), &["debts: "][..]),
         (Planted::Coordinator(quorate_fencing::Bug::GivesUp), &["heals: "]),
+        (Planted::NoLease, &["lease first: "]),
         (Planted::Locks(Locks::GrantBeforeFence), &["lost write: ", "exclusion: ", "lock order: "]),
         (Planted::Locks(Locks::ForgetHolds), &["lost write: ", "lock order: "]),
         (Planted::Locks(Locks::NoUnknownHolds), &["lost write: ", "exclusion: ", "lock order: "]),
@@ -80,7 +81,7 @@ fn every_planted_bug_of_the_stack_is_caught() {
     std::panic::set_hook(Box::new(|_| {}));
     let caught: Vec<_> = bugs
         .iter()
-        .map(|(bug, _)| (0..300).find_map(|seed| attempt(seed, Some(*bug)).err().map(|e| (seed, e))))
+        .map(|(bug, _)| (0..1_000).find_map(|seed| attempt(seed, Some(*bug)).err().map(|e| (seed, e))))
         .collect();
     std::panic::set_hook(hook);
     let mut missed = Vec::new();

@@ -29,6 +29,8 @@ pub(crate) const SPACE: &str = "fs";
 pub(crate) enum Planted {
     Member(quorate_membership::machine::Bug),
     Coordinator(quorate_fencing::Bug),
+    /// Nobody waits for the end of a lease: neither who proves a fence, nor who takes the proof.
+    NoLease,
     Locks(quorate_dlm::sim::Bug),
     Fence(quorate_gnbd::fence::Bug),
     Queue(QueueBug),
@@ -237,9 +239,11 @@ impl World {
         };
         let mut config = ClusterConfig { voters: nodes, slow_sync_ppm: 5_000, ..ClusterConfig::three() };
         config.faults = faults.clone();
-        if let Some(Planted::Member(bug)) = planted {
-            config.bug = Some(bug);
-        }
+        config.bug = match planted {
+            Some(Planted::Member(bug)) => Some(bug),
+            Some(Planted::NoLease) => Some(quorate_membership::machine::Bug::FencesEarly),
+            _ => None,
+        };
         let slow_ppm = *rng.pick(&[5_000, 30_000, 150_000]).unwrap();
         let cluster = Cluster::new(config, rng.child());
         let mut world = Self {
@@ -434,6 +438,7 @@ impl World {
         if let Some(old) = before.cloned() {
             lease_first::on_record(&old, view, |who| self.acts(who));
             debts::on_record(&old, view, self);
+            self.pause_removed(&old, view);
             self.summary.debts += old.debts.keys().filter(|w| !view.debts.contains_key(w)).count() as u64;
         }
     }
@@ -473,8 +478,10 @@ impl World {
         };
         let locks_bug = if let Some(Planted::Locks(bug)) = self.planted { Some(bug) } else { None };
         let mut coordinator = Coordinator::new(who, FencingConfig::new(FencingTiming::lan())).unwrap();
-        if let Some(Planted::Coordinator(bug)) = self.planted {
-            coordinator.plant(bug);
+        match self.planted {
+            Some(Planted::Coordinator(bug)) => coordinator.plant(bug),
+            Some(Planted::NoLease) => coordinator.plant(quorate_fencing::Bug::IgnoresLease),
+            _ => {}
         }
         App {
             who,
@@ -644,11 +651,7 @@ impl World {
             6..=10 => {
                 let ms = *self.rng.pick(&[200, 900, 1_200, 2_500, 4_000]).unwrap();
                 let time = Duration::from_millis(ms + self.rng.below(300));
-                if self.cluster.member(node).is_some() && !self.paused.contains_key(&node) {
-                    self.summary.pauses += 1;
-                    self.paused.insert(node, self.now() + time);
-                    self.cluster.pause(node, time);
-                }
+                self.pause(node, time);
             }
             11..=14 => {
                 let mut ms = 300 + self.rng.below(3_000);
@@ -677,6 +680,25 @@ impl World {
         if self.rng.chance_ppm(300_000) {
             let ms = self.rng.below(1_500);
             self.after_ms(ms, Event::Fault);
+        }
+    }
+
+    /// A process may stand still just when it is removed, with its lease in force and without hearing of it.
+    fn pause_removed(&mut self, old: &View, new: &View) {
+        let removed = new.debts.keys().filter(|w| !old.debts.contains_key(w) && self.acts(**w));
+        for node in removed.map(|w| w.node).collect::<Vec<_>>() {
+            if self.faulty && self.rng.chance_ppm(800_000) {
+                let ms = 100 + self.rng.below(900);
+                self.pause(node, Duration::from_millis(ms));
+            }
+        }
+    }
+
+    fn pause(&mut self, node: NodeId, time: Duration) {
+        if self.cluster.member(node).is_some() && !self.paused.contains_key(&node) {
+            self.summary.pauses += 1;
+            self.paused.insert(node, self.now() + time);
+            self.cluster.pause(node, time);
         }
     }
 
