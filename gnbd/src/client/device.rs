@@ -226,7 +226,7 @@ impl NbdDevice {
             connected: false,
         };
         let shared = Arc::new(Shared { config, state: Mutex::new(state), wake: Notify::new() });
-        let mut number = 1;
+        let mut number = generation_after(0);
         let mut attempts = 0;
         let generation = loop {
             attempts += 1;
@@ -337,12 +337,22 @@ fn geometry_of(negotiated: &Negotiated) -> Result<Geometry, ConnectError> {
     })
 }
 
+/// The number of a generation after `number`. Every device of one life must begin above those before it, or the server
+/// would take its connections for more paths of an older one, and not drain that first (R11). The clock of the host since
+/// it started, which outlives the process, does that without anything the devices would have to share.
+fn generation_after(number: u64) -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0));
+    nanos.max(number.saturating_add(1))
+}
+
 /// Keeps generations of connections up until the device ends.
 async fn run(shared: Arc<Shared>, first: Generation, mut number: u64, geometry: Geometry) {
     let mut next = Some(first);
     while let Some(generation) = next {
         transmit(&shared, generation).await;
-        number += 1;
+        number = generation_after(number);
         next = reconnect(&shared, &mut number, geometry).await;
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   Down ──Connected──▶ Resending ──all answered──▶ Running ──Lost──▶ Down
 //!     │   same verifier: at once ─────────────────▶   │  ▲
-//!     │                                     new verifier in a flush
+//!     │            new verifier in a flush; a flush fails without one
 //!   Refused ──▶ Ended, for ever                       ▼  │
 //!                                                Draining ──nothing under way──▶ Resending
 //! ```
@@ -193,8 +193,8 @@ pub enum QueueBug {
 #[derive(Debug, PartialEq, Eq)]
 enum Phase {
     Down,
-    /// The verifier has changed under us; what is under way is awaited first.
-    Draining(Verifier),
+    /// What was not durable may be lost, under this verifier from now on; what is under way is awaited first.
+    Draining(Option<Verifier>),
     /// So many answers are awaited.
     Resending(usize),
     Running,
@@ -491,16 +491,21 @@ impl ClientQueue {
         if id.is_none() {
             self.own_flush = false;
         }
-        let changed = verifier.filter(|v| Some(*v) != self.verifier);
+        let may_be_lost = match verifier {
+            Some(_) => verifier != self.verifier,
+            // A server without verifiers says no more than this: a kernel forgets what it could not write, and the next
+            // flush succeeds.
+            None => result.is_err(),
+        };
         #[cfg(any(test, feature = "sim"))]
-        let changed = if self.has(QueueBug::AnyVerifier) { None } else { changed };
+        let may_be_lost = may_be_lost && !self.has(QueueBug::AnyVerifier);
         let attempts = id.and_then(|id| self.ops.get_mut(&id)).map_or(0, |op| {
             op.attempts += 1;
             op.attempts
         });
-        if let Some(new) = changed {
+        if may_be_lost {
             if self.phase == Phase::Running {
-                self.phase = Phase::Draining(new);
+                self.phase = Phase::Draining(verifier);
             }
             if let Some(id) = id {
                 if result.is_err() && FLUSH_ATTEMPTS_MAX <= attempts {
@@ -594,7 +599,7 @@ impl ClientQueue {
         if let Phase::Draining(new) = self.phase
             && self.wire.is_empty()
         {
-            self.verifier = Some(new);
+            self.verifier = new;
             self.resend(out);
         }
         let open = self.phase == Phase::Running;

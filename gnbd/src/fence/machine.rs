@@ -121,8 +121,10 @@ pub struct FenceServer {
     installing: Option<(PersistToken, FenceRecord)>,
     /// The only cluster whose records are taken, if the server was told.
     cluster: Option<ClusterId>,
-    /// Who the server is after it was retired.
-    spare: Option<ServerId>,
+    /// Who the server is after it was retired for the first time in this run.
+    spare: ServerId,
+    /// Ids taken from `spare` so far.
+    spares: u64,
     tokens: u64,
     /// Chains that came while another was on its way to the disk.
     queued: VecDeque<(CallId, Vec<Decision>)>,
@@ -170,7 +172,8 @@ impl FenceServer {
             record,
             installing: None,
             cluster,
-            spare: Some(spare),
+            spare,
+            spares: 0,
             tokens: 0,
             queued: VecDeque::new(),
             calls: Vec::new(),
@@ -284,10 +287,19 @@ impl FenceServer {
         };
         if !view.servers.contains_key(&server) {
             // Retired: nobody is admitted, and only a record that enrols the new id will be taken.
-            let server = self.spare.take().unwrap_or(server);
-            return Ok(Some(FenceRecord::fresh(server)));
+            return Ok(Some(FenceRecord::fresh(self.next_spare())));
         }
         Ok(Some(FenceRecord { server, enrolment: Some(Enrolment::from(view)) }))
+    }
+
+    /// An id that this server never had: of an id it had before, older chains would be proofs again.
+    fn next_spare(&mut self) -> ServerId {
+        let mut bytes = *self.spare.as_bytes();
+        for (byte, number) in bytes.iter_mut().zip(self.spares.to_le_bytes()) {
+            *byte ^= number;
+        }
+        self.spares += 1;
+        ServerId::from_bytes(bytes)
     }
 
     /// The first record: the chain's beginning is believed because a member of the cluster brings it, the rest must follow

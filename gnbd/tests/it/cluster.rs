@@ -275,6 +275,41 @@ async fn a_hanging_write_keeps_the_fence_from_being_confirmed() {
     ));
 }
 
+/// R11: a device that is opened again in one life is a new generation. A write of the first one that the server still
+/// carries out is awaited; it must not come after what the second one wrote.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_opened_again_waits_for_the_writes_of_the_one_before() {
+    let (cluster, server, odd, _) = odd_cluster(&[(1, 1)]).await;
+    let address = server.addresses()[0];
+    // Enrolled already: both devices get in with their first generation.
+    server.install(cluster.chain.all()).await.unwrap();
+    let first = Arc::new(cluster.member(address, (1, 1)).await.unwrap());
+    odd.hang.store(true, Ordering::SeqCst);
+    let device = Arc::clone(&first);
+    let write =
+        tokio::spawn(async move { device.write(0, Buf::copy_of(&[1; 512]), WriteFlags::default()).await });
+    ceiling(async {
+        while odd.hanging.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    odd.hang.store(false, Ordering::SeqCst);
+    write.abort();
+    assert!(write.await.unwrap_err().is_cancelled());
+    drop(first);
+    let mut second = std::pin::pin!(cluster.member(address, (1, 1)));
+    // Never ready while the write hangs: the bound only says how long a faulty server is given to show itself.
+    let early = tokio::time::timeout(std::time::Duration::from_millis(150), &mut second).await;
+    assert!(early.is_err(), "admitted beside a write of the generation before");
+    odd.free.add_permits(1);
+    let second = ceiling(second).await.unwrap();
+    second.write(0, Buf::copy_of(&[2; 512]), WriteFlags::default()).await.unwrap();
+    assert!(odd.inner.bytes()[..512].iter().all(|b| *b == 2));
+    let counts = server.status().await.unwrap().lives[&who(1, 1)];
+    assert_eq!((counts.connections, counts.writes_applied), (4, 2), "two connections each");
+}
+
 /// R12: a flush that failed at the server is repaired by the clients, all of them, before anybody is told "durable".
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_failed_sync_every_client_writes_again_what_it_had_not_flushed() {

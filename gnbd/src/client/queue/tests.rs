@@ -47,6 +47,10 @@ impl Run {
         self.give(Input::Reply { tag: Tag(tag), result: Ok(()), verifier: None })
     }
 
+    fn failed(&mut self, tag: u64) -> Vec<String> {
+        self.give(Input::Reply { tag: Tag(tag), result: Err(Errno::Io), verifier: None })
+    }
+
     fn flushed(&mut self, tag: u64, verifier: Verifier) -> Vec<String> {
         self.give(Input::Reply { tag: Tag(tag), result: Ok(()), verifier: Some(verifier) })
     }
@@ -174,4 +178,56 @@ fn a_server_that_is_going_away_is_left_and_asked_again() {
     let down = Input::Reply { tag: Tag(1), result: Err(Errno::Shutdown), verifier: None };
     assert_eq!(run.give(down), ["reconnect"]);
     assert_eq!(run.give(Input::Connected { verifier: Some(ONE) }), ["2:w0+4"]);
+}
+
+/// A plain server says nothing of what a failed flush lost: a kernel reports it once, and the next flush succeeds.
+#[test]
+fn after_a_failed_flush_a_plain_server_gets_everything_again_before_the_next() {
+    let mut run = Run { queue: ClientQueue::new(), ops: 0 };
+    assert!(run.give(Input::Connected { verifier: None }).is_empty());
+    run.write(0, 4);
+    run.ok(1);
+    assert_eq!(run.submit(Operation::Flush), ["2:f"]);
+    assert_eq!(run.write(8, 4), ["3:w8+4"]);
+    assert!(run.failed(2).is_empty(), "what is under way is awaited first");
+    assert_eq!(run.ok(3), ["!3", "4:w0+4", "5:w8+4"]);
+    run.ok(4);
+    assert_eq!(run.ok(5), ["6:f"]);
+    assert_eq!(run.ok(6), ["!2"]);
+    assert!(run.queue.is_clean());
+}
+
+#[test]
+fn a_flush_that_a_plain_server_fails_again_and_again_is_reported_and_the_data_still_owed() {
+    let mut run = Run { queue: ClientQueue::new(), ops: 0 };
+    run.give(Input::Connected { verifier: None });
+    run.write(0, 4);
+    run.ok(1);
+    assert_eq!(run.submit(Operation::Flush), ["2:f"]);
+    assert_eq!(run.failed(2), ["3:w0+4"]);
+    assert_eq!(run.ok(3), ["4:f"]);
+    assert_eq!(run.failed(4), ["5:w0+4"]);
+    assert_eq!(run.ok(5), ["6:f"]);
+    assert_eq!(run.failed(6), ["e2", "7:w0+4"]);
+    run.ok(7);
+    assert!(!run.queue.is_clean());
+}
+
+/// The queue's own flush has nobody to report a failure to: what it did not make durable must not pass for durable.
+#[test]
+fn a_failed_flush_that_nobody_asked_for_loses_nothing_at_a_plain_server() {
+    let mut run = Run { queue: ClientQueue::new(), ops: 0 };
+    run.give(Input::Connected { verifier: None });
+    let len = 8 << 20;
+    for i in 0..4 {
+        run.write(i * len, len as usize);
+    }
+    (1..=3).for_each(|tag| drop(run.ok(tag)));
+    assert_eq!(run.ok(4), ["!4", "5:f"]);
+    let again: Vec<String> = (0..4).map(|i| format!("{}:w{}+{len}", 6 + i, i * len)).collect();
+    assert_eq!(run.failed(5), again);
+    (6..=8).for_each(|tag| drop(run.ok(tag)));
+    assert_eq!(run.ok(9), ["10:f"]);
+    run.ok(10);
+    assert!(run.queue.is_clean());
 }

@@ -210,3 +210,24 @@ fn a_retired_server_is_another_one_and_serves_nobody_until_it_is_enrolled() {
     let again = run.install(&[decision(3, &[(1, 1)], &[SERVER])]);
     assert!(matches!(again[..], [Output::Installed { result: Err(InstallError::DoesNotEnrol { .. }), .. }]));
 }
+
+/// Retired twice in one run: if it took its old name again, a chain from before the second retirement would be a proof
+/// once more, and let in whom it admits (R9).
+#[test]
+fn a_server_that_is_retired_again_takes_yet_another_id() {
+    let mut run = Run::enrolled();
+    let out = run.install(&[decision(3, &[(1, 1)], &[])]);
+    run.persisted(&out);
+    let enrols_spare = decision(4, &[(1, 1), (2, 2)], &[SPARE]);
+    let out = run.install(std::slice::from_ref(&enrols_spare));
+    let confirmed = Output::Installed { call: CallId(3), result: Ok((SPARE, Epoch(4))) };
+    assert_eq!(run.persisted(&out), [confirmed]);
+    let out = run.install(&[decision(5, &[(1, 1)], &[])]);
+    run.persisted(&out);
+    let now = run.machine.record().server;
+    assert!(now != SPARE && now != SERVER, "{now}");
+    let out = run.install(&[enrols_spare]);
+    let refused = Err(InstallError::DoesNotEnrol { server: now });
+    assert_eq!(out, [Output::Installed { call: CallId(5), result: refused }]);
+    assert!(!run.machine.record().admits(Identity::new(NodeId(2), Incarnation(2))));
+}
