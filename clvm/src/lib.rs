@@ -18,7 +18,13 @@
 //! use quorate_clvm::{NewPv, SystemEntropy, Uuid, VolumeGroup, Writer};
 //!
 //! let id = |_| Uuid::random(&SystemEntropy);
-//! let pv = NewPv { id: id(1)?, device: "disk".into(), device_bytes: 64 << 20, data_bytes: 1 << 20 };
+//! let pv = NewPv {
+//!     id: id(1)?,
+//!     device: "disk".into(),
+//!     device_bytes: 64 << 20,
+//!     data_bytes: 1 << 20,
+//!     data_end_bytes: 64 << 20,
+//! };
 //! let mut group = VolumeGroup::create("vg", id(2)?, 4 << 20, &[pv])?;
 //! group.create_lv("lv", id(3)?, 10, "host", 0)?;
 //! assert_eq!(group.free_extents(), 5);

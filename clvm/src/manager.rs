@@ -46,6 +46,20 @@ pub enum VolumeError {
         /// What.
         what: String,
     },
+    /// Its label says that a group uses it, and no metadata here names it: taking it would take it from that group.
+    #[error("{device} is a physical volume in use by a volume group that is not found here")]
+    Used {
+        /// The device.
+        device: String,
+    },
+    /// Two devices say that they are the same physical volume: an image and its copy, most likely.
+    #[error("physical volume {pv} is on more than one device: {}", devices.join(", "))]
+    Duplicate {
+        /// The identifier.
+        pv: Uuid,
+        /// The devices.
+        devices: Vec<String>,
+    },
     /// The device is too small.
     #[error("{device} has {bytes} bytes, a physical volume needs more than {min}")]
     TooSmall {
@@ -97,6 +111,12 @@ pub enum VolumeError {
         group: String,
         /// Sizes.
         detail: String,
+    },
+    /// No physical volume of the group has a metadata area in use.
+    #[error("volume group {group}: no physical volume of it has room for metadata")]
+    NoArea {
+        /// The group.
+        group: String,
     },
     /// A device failed in the last step of a change: it may have been made or not. Look before trying again.
     #[error("volume group {group}: whether the change was made is unknown: {detail}")]
@@ -394,6 +414,7 @@ impl Shared {
             return Err(VolumeError::Ambiguous { name: name.to_owned(), ids });
         }
         let group = Arc::new(found.pop().ok_or_else(|| VolumeError::NoGroup(name.to_owned()))?);
+        group.pvs.iter().try_for_each(|pv| unique(&scan, pv.id))?;
         let pvs = group.pvs.iter().filter_map(|pv| scan.pv(pv.id).cloned()).collect();
         let cached = Cached { scan: count, group, pvs };
         state.cache = Some(cached.clone());
@@ -420,6 +441,7 @@ impl Shared {
         let targets: Vec<&FoundPv> = pvs.iter().collect();
         commit(&targets, &text).await.map_err(|error| match error {
             CommitError::NotCommitted(store) => VolumeError::Store(store),
+            CommitError::NoArea => VolumeError::NoArea { group: group.name.clone() },
             CommitError::Full(full) => {
                 VolumeError::Full { group: group.name.clone(), detail: full.to_string() }
             }
@@ -498,6 +520,10 @@ impl Shared {
                 let what = format!("a physical volume of volume group {}", group.name);
                 return Err(VolumeError::Occupied { device: name.clone(), what });
             }
+            if label.is_used {
+                return Err(VolumeError::Used { device: name.clone() });
+            }
+            unique(&scan, label.uuid)?;
             if let Some(pv) = scan.pvs.iter().find(|pv| pv.named.name == *name) {
                 pvs.push(pv.clone());
             }
@@ -506,16 +532,30 @@ impl Shared {
     }
 }
 
+/// Fails where more than one device here claims to be the physical volume `id`.
+fn unique(scan: &Scan, id: Uuid) -> Result<(), VolumeError> {
+    let devices = scan.devices_of(id);
+    if devices.len() < 2 { Ok(()) } else { Err(VolumeError::Duplicate { pv: id, devices }) }
+}
+
 fn new_pvs(found: &[FoundPv]) -> Vec<NewPv> {
-    found
-        .iter()
-        .map(|pv| NewPv {
+    let new = |pv: &FoundPv| {
+        let device_bytes = pv.named.device.geometry().size_bytes;
+        let data = pv.label.data.first();
+        let data_bytes = data.map_or(1 << 20, |a| a.offset);
+        let data_len = data.map_or(0, |a| a.size);
+        // An area of size 0 goes to the device's end, or to the metadata that lies there.
+        let end = if data_len == 0 { device_bytes } else { data_bytes.saturating_add(data_len) };
+        let behind = pv.label.metadata.iter().map(|a| a.offset).filter(|at| data_bytes < *at);
+        NewPv {
             id: pv.label.uuid,
             device: pv.named.name.clone(),
-            device_bytes: pv.named.device.geometry().size_bytes,
-            data_bytes: pv.label.data.first().map_or(1 << 20, |a| a.offset),
-        })
-        .collect()
+            device_bytes,
+            data_bytes,
+            data_end_bytes: behind.fold(end, u64::min),
+        }
+    };
+    found.iter().map(new).collect()
 }
 
 fn devices_of(cached: &Cached) -> BTreeMap<String, Device> {

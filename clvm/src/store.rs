@@ -11,7 +11,7 @@ use crate::format::{Area, Label, LabelError, Location, MdaError, MdaHeader, SECT
 use crate::model::{ModelError, VolumeGroup};
 use futures_util::future::try_join_all;
 use quorate_gnbd::{BlockDevice, Buf, Device, IoError, WriteFlags};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the first metadata area of a new physical volume is, its size, and where data starts: LVM2's defaults.
 const AREA: Area = Area { offset: 4096, size: (1 << 20) - 4096 };
@@ -231,7 +231,20 @@ impl Scan {
                 scan.pvs.push(pv);
             }
         }
+        let mut seen = BTreeSet::new();
+        for pv in &scan.pvs {
+            let devices = scan.devices_of(pv.label.uuid);
+            if 1 < devices.len() && seen.insert(pv.label.uuid) {
+                let what = format!("physical volume {} is on more than one device", pv.label.uuid);
+                scan.problems.push(Problem { device: devices.join(", "), what });
+            }
+        }
         Ok(scan)
+    }
+
+    /// The devices that say they are the physical volume `id`.
+    pub(crate) fn devices_of(&self, id: Uuid) -> Vec<String> {
+        self.pvs.iter().filter(|pv| pv.label.uuid == id).map(|pv| pv.named.name.clone()).collect()
     }
 
     /// The newest text of every group, by identifier. A physical volume that its group's newest text does not know was
@@ -262,6 +275,9 @@ pub(crate) enum CommitError {
     /// The text has no room.
     #[error(transparent)]
     Full(#[from] MdaError),
+    /// There is no area to write it to.
+    #[error("no metadata area is in use")]
+    NoArea,
     /// Some areas may have it. Whoever reads next sees the old group or the new one, and a reader who saw the new one
     /// makes everybody see it with the next change.
     #[error("outcome unknown: {0}")]
@@ -290,6 +306,9 @@ pub(crate) async fn commit(pvs: &[&FoundPv], text: &[u8]) -> Result<(), CommitEr
             let new = header.place(text)?;
             targets.push(Target { named: &pv.named, area: area.area, header, new });
         }
+    }
+    if targets.is_empty() {
+        return Err(CommitError::NoArea);
     }
     let before = CommitError::NotCommitted;
     try_join_all(targets.iter().map(|t| t.write_text(text))).await.map_err(before)?;

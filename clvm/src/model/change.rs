@@ -21,6 +21,8 @@ pub struct NewPv {
     pub device_bytes: u64,
     /// Where its data starts, in bytes.
     pub data_bytes: u64,
+    /// Where its data ends, in bytes: at the device's end, or before what lies there (a second metadata area).
+    pub data_end_bytes: u64,
 }
 
 /// Why a change was not made. Nothing was changed.
@@ -142,7 +144,8 @@ impl VolumeGroup {
             if self.pvs.iter().chain(&added).any(|pv: &PhysicalVolume| pv.id == new.id) {
                 return Err(ChangeError::Exists(format!("physical volume {}", new.id)));
             }
-            let extents = new.device_bytes.saturating_sub(new.data_bytes) / self.extent_bytes();
+            let end = new.data_end_bytes.min(new.device_bytes);
+            let extents = end.saturating_sub(new.data_bytes) / self.extent_bytes();
             if extents == 0 {
                 return Err(ChangeError::Size("the device has no room for one extent"));
             }
@@ -298,6 +301,7 @@ mod tests {
             device: format!("/dev/{}", c as char),
             device_bytes: mib << 20,
             data_bytes: 1 << 20,
+            data_end_bytes: mib << 20,
         }
     }
 

@@ -2,10 +2,11 @@
 //! brings all areas up.
 
 use crate::support::{Fuse, Memory, block_on, fused, manager, memory, named};
-use quorate_clvm::{VolumeError, VolumeGroup, VolumeManager};
+use quorate_clvm::{MdaHeader, VolumeError, VolumeGroup, VolumeManager};
 use quorate_dlm::local::LocalManager;
 use quorate_gnbd::MemoryDevice;
 use quorate_membership::Rng;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -28,6 +29,8 @@ async fn group_of(images: &[Memory]) -> VolumeGroup {
 fn every_step_of_a_commit_may_be_the_last() {
     block_on(async {
         let (mut old_seen, mut new_seen, mut steps) = (0, 0, 0);
+        // Every step is a run of its own, and the texts of all runs lie at the same places.
+        let mut announced_seen = BTreeSet::new();
         loop {
             let disks = [memory(16), memory(16)];
             let locks = LocalManager::new();
@@ -44,7 +47,29 @@ fn every_step_of_a_commit_may_be_the_last() {
             let fuse = Fuse::new(steps);
             let node =
                 manager(&locks, vec![fused("a", &disks[0], &fuse), fused("b", &disks[1], &fuse)]).await;
+            let header =
+                |d: &Memory| MdaHeader::decode(4096, &d.0.bytes()[4096..4608]).expect("a whole header");
+            let before = disks.each_ref().map(header);
             let result = node.create_volume("vg", "new", MIB).await;
+            // Slot 1 announces the text that slot 0 will have; only in between are the two different from before.
+            for (before, now) in before.iter().zip(disks.each_ref().map(header)) {
+                let is_new = now.committed != before.committed;
+                assert!(
+                    !is_new || now.precommitted.is_none(),
+                    "slot 1 is empty after the commit (step {steps})"
+                );
+                if let Some(announced) = now.precommitted {
+                    assert_ne!(Some(announced), before.committed, "step {steps}");
+                    announced_seen.insert(announced.offset);
+                }
+                if is_new {
+                    let new = now.committed.expect("there is a group").offset;
+                    assert!(
+                        announced_seen.contains(&new),
+                        "committed without being announced (step {steps})"
+                    );
+                }
+            }
             let has_new = |g: &VolumeGroup| g.lv("new").is_some();
             for seed in 0..8 {
                 let mut rng = Rng::new(steps * 100 + seed);

@@ -4,5 +4,7 @@ mod cluster;
 mod corrupt;
 mod crash;
 mod data;
+mod foreign;
+mod locks;
 mod support;
 mod tools;

@@ -46,6 +46,10 @@ impl Fuse {
         self.0.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn set(&self, steps: u64) {
+        self.0.store(steps, Ordering::SeqCst);
+    }
+
     fn burn(&self) -> Result<(), IoError> {
         let left = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         left.map(|_| ())
@@ -80,6 +84,40 @@ impl BlockDevice for Fused {
         self.1.burn()?;
         self.0.0.write_zeroes(offset, len, flags).await
     }
+}
+
+/// A memory device that lets others run before each request, so that work of several nodes is mixed.
+#[derive(Clone, Debug)]
+struct Yielding(Memory);
+
+impl BlockDevice for Yielding {
+    fn geometry(&self) -> Geometry {
+        self.0.0.geometry()
+    }
+    async fn read(&self, offset: u64, buf: Buf) -> Result<Buf, IoError> {
+        tokio::task::yield_now().await;
+        self.0.0.read(offset, buf).await
+    }
+    async fn write(&self, offset: u64, buf: Buf, flags: WriteFlags) -> Result<Buf, IoError> {
+        tokio::task::yield_now().await;
+        self.0.0.write(offset, buf, flags).await
+    }
+    async fn flush(&self) -> Result<(), IoError> {
+        tokio::task::yield_now().await;
+        self.0.0.flush().await
+    }
+    async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        tokio::task::yield_now().await;
+        self.0.0.discard(offset, len).await
+    }
+    async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), IoError> {
+        tokio::task::yield_now().await;
+        self.0.0.write_zeroes(offset, len, flags).await
+    }
+}
+
+pub(crate) fn yielding(name: &str, memory: &Memory) -> NamedDevice {
+    NamedDevice { name: name.to_owned(), device: Device::new(Yielding(memory.clone())) }
 }
 
 pub(crate) fn memory(mib: u64) -> Memory {

@@ -211,3 +211,37 @@ fn what_lvm_made_we_read_and_change() {
     let check = lvm(&dir, &["vgs", "--devices", &devices, "vg"]);
     assert!(!String::from_utf8_lossy(&check.stderr).contains("WARNING"), "{check:?}");
 }
+
+/// LVM2 leaves the second metadata area at the end of a device out of the extents it gives away; so do we.
+#[test]
+fn a_physical_volume_with_two_areas_has_as_many_extents_as_lvm_gives_it() {
+    let test = "a_physical_volume_with_two_areas_has_as_many_extents_as_lvm_gives_it";
+    let dir = Dir::new("two");
+    std::fs::create_dir(dir.0.join("lvm")).expect("created");
+    let disks = [image(&dir, "a", 32), image(&dir, "b", 32)];
+    let paths: Vec<&Path> = disks.iter().map(PathBuf::as_path).collect();
+    let Some(loops) = loops(test, &paths) else { return };
+    let devices = loops.iter().map(|l| l.0.clone()).collect::<Vec<_>>().join(",");
+    let with = |command: &[&str]| {
+        loops.iter().for_each(Loop::flush);
+        let mut args = vec![command[0], "--devices", &devices];
+        args.extend_from_slice(&command[1..]);
+        lvm_ok(&dir, &args)
+    };
+    for l in &loops {
+        with(&["pvcreate", "-q", "--metadatacopies", "2", &l.0]);
+    }
+    with(&["vgcreate", "-q", "-s", "1m", "theirs", &loops[0].0]);
+    loops.iter().for_each(Loop::flush);
+    block_on(async {
+        let node = open(&paths).await;
+        node.create_group("ours", &["d1".to_owned()], MIB).await.expect("a group");
+    });
+    let vgs = with(&["vgs", "--noheadings", "-o", "vg_name,vg_extent_count"]);
+    let fields: Vec<&str> = vgs.split_whitespace().collect();
+    assert_eq!(fields, ["ours", "30", "theirs", "30"]);
+    with(&["vgck", "ours"]);
+    // Both copies on the device are those of the newest group.
+    let check = lvm(&dir, &["vgs", "--devices", &devices, "ours"]);
+    assert!(!String::from_utf8_lossy(&check.stderr).contains("WARNING"), "{check:?}");
+}
