@@ -1,5 +1,6 @@
 //! From an address to a negotiated connection.
 
+use super::ask::Listed;
 use crate::driver::ClientTls;
 use crate::fence::wire::{ControlAnswer, ControlRequest, Hello, HelloAnswer, HelloRefusal, decode, encode};
 use crate::proto::consts::*;
@@ -220,32 +221,50 @@ impl Opened {
         }
     }
 
+    /// The exports that the server lists.
+    pub(super) async fn list(&mut self) -> Result<Vec<Listed>, ConnectError> {
+        let bad = || ConnectError::Protocol("its list of exports is malformed");
+        let replies = option(&mut self.stream, "LIST", OPT_LIST, &[]).await?;
+        let mut listed = Vec::new();
+        for (_, data) in replies.iter().filter(|(kind, _)| *kind == REP_SERVER) {
+            let mut from = &data[..];
+            let len = take_u32(&mut from).ok_or_else(bad)? as usize;
+            let (name, description) = from.split_at_checked(len).ok_or_else(bad)?;
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            listed.push(Listed { name: text(name), description: text(description) });
+        }
+        Ok(listed)
+    }
+
+    /// What the server says of an export, with texts by their kind.
+    pub(super) async fn info(
+        &mut self,
+        export: &str,
+    ) -> Result<(Negotiated, Vec<(u16, String)>), ConnectError> {
+        let data = info_data(export, &[INFO_BLOCK_SIZE, INFO_NAME, INFO_DESCRIPTION]);
+        let replies = option(&mut self.stream, "INFO", OPT_INFO, &data).await?;
+        let texts = replies.iter().filter(|(kind, _)| *kind == REP_INFO).filter_map(|(_, info)| {
+            let mut from = &info[..];
+            let kind = take_u16(&mut from).filter(|k| matches!(*k, INFO_NAME | INFO_DESCRIPTION))?;
+            Some((kind, String::from_utf8_lossy(from).into_owned()))
+        });
+        let texts = texts.collect();
+        Ok((Negotiated::from_replies(&replies, self.structured)?, texts))
+    }
+
+    /// Says that nothing more is wanted. Whether the server hears it does not matter.
+    pub(super) async fn abort(mut self) {
+        let mut bytes = Vec::new();
+        put_option(&mut bytes, OPT_ABORT, &[]);
+        let _ = self.stream.write_all(&bytes).await;
+        let _ = self.stream.shutdown().await;
+    }
+
     /// Starts transmission.
     pub(super) async fn go(mut self, export: &str) -> Result<(Box<dyn Stream>, Negotiated), ConnectError> {
-        let mut data = Vec::new();
-        put_u32(&mut data, export.len() as u32);
-        data.extend_from_slice(export.as_bytes());
-        put_u16(&mut data, 1);
-        put_u16(&mut data, INFO_BLOCK_SIZE);
-        let mut negotiated = Negotiated {
-            size_bytes: 0,
-            flags: 0,
-            block_bytes: 1,
-            preferred_bytes: 4096,
-            payload_bytes_max: PAYLOAD_BYTES_MAX,
-            structured: self.structured,
-        };
-        match option(&mut self.stream, "GO", OPT_GO, &data).await {
-            Ok(replies) => {
-                let infos = replies.iter().filter(|(kind, _)| *kind == REP_INFO);
-                let mut found = false;
-                for (_, info) in infos {
-                    found |= negotiated.read_info(info)?;
-                }
-                if !found {
-                    return Err(ConnectError::Protocol("it does not tell the export's size"));
-                }
-            }
+        let data = info_data(export, &[INFO_BLOCK_SIZE]);
+        let negotiated = match option(&mut self.stream, "GO", OPT_GO, &data).await {
+            Ok(replies) => Negotiated::from_replies(&replies, self.structured)?,
             Err(ConnectError::Refused { code: REP_ERR_UNSUP, .. }) => {
                 let mut bytes = Vec::new();
                 put_option(&mut bytes, OPT_EXPORT_NAME, export.as_bytes());
@@ -254,16 +273,49 @@ impl Opened {
                 let mut answer = vec![0; if self.padded { 134 } else { 10 }];
                 self.stream.read_exact(&mut answer).await?;
                 let mut from = &answer[..];
+                let mut negotiated = Negotiated::unsaid(self.structured);
                 negotiated.size_bytes = take_u64(&mut from).unwrap_or(0);
                 negotiated.flags = take_u16(&mut from).unwrap_or(0);
+                negotiated
             }
             Err(e) => return Err(e),
-        }
+        };
         Ok((self.stream, negotiated))
     }
 }
 
+/// The data of INFO and GO.
+fn info_data(export: &str, kinds: &[u16]) -> Vec<u8> {
+    let mut data = Vec::new();
+    put_u32(&mut data, export.len() as u32);
+    data.extend_from_slice(export.as_bytes());
+    put_u16(&mut data, kinds.len() as u16);
+    kinds.iter().for_each(|kind| put_u16(&mut data, *kind));
+    data
+}
+
 impl Negotiated {
+    /// What counts where a server says nothing of sizes.
+    fn unsaid(structured: bool) -> Self {
+        Self {
+            size_bytes: 0,
+            flags: 0,
+            block_bytes: 1,
+            preferred_bytes: 4096,
+            payload_bytes_max: PAYLOAD_BYTES_MAX,
+            structured,
+        }
+    }
+
+    fn from_replies(replies: &[(u32, Vec<u8>)], structured: bool) -> Result<Self, ConnectError> {
+        let mut negotiated = Self::unsaid(structured);
+        let mut found = false;
+        for (_, info) in replies.iter().filter(|(kind, _)| *kind == REP_INFO) {
+            found |= negotiated.read_info(info)?;
+        }
+        if found { Ok(negotiated) } else { Err(ConnectError::Protocol("it does not tell the export's size")) }
+    }
+
     /// Takes in one piece of information; says whether it was the export's size.
     fn read_info(&mut self, mut info: &[u8]) -> Result<bool, ConnectError> {
         let bad = ConnectError::Protocol("its information about the export is malformed");

@@ -318,7 +318,7 @@ impl Drop for NbdDevice {
     }
 }
 
-fn geometry_of(negotiated: &Negotiated) -> Result<Geometry, ConnectError> {
+pub(super) fn geometry_of(negotiated: &Negotiated) -> Result<Geometry, ConnectError> {
     if negotiated.flags & TX_HAS_FLAGS == 0 {
         return Err(ConnectError::Protocol("its transmission flags are none"));
     }

@@ -1,6 +1,8 @@
 //! The NBD client: a machine that decides what is sent and kept, and around it a device that outlives its connections.
 
 #[cfg(feature = "client")]
+mod ask;
+#[cfg(feature = "client")]
 mod connect;
 #[cfg(feature = "client")]
 mod device;
@@ -13,6 +15,8 @@ mod path;
 pub mod queue;
 pub mod retained;
 
+#[cfg(feature = "client")]
+pub use ask::{ExportInfo, Listed, export_info, list_exports};
 #[cfg(feature = "client")]
 pub use connect::{ConnectError, tune};
 #[cfg(feature = "client")]

@@ -325,6 +325,57 @@ mod tests {
         FileDevice::open(&temp.0, FileOptions::server()).unwrap();
     }
 
+    /// R10: whoever opens it next must not meet a write of the one before.
+    #[tokio::test]
+    async fn the_lock_is_held_until_the_last_system_call_has_returned() {
+        let temp = Temp::new("held", 4096);
+        let device = FileDevice::open(&temp.0, FileOptions::server()).unwrap();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let mut slow = Box::pin(device.run(0, move |fd| {
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            write_all(fd, 0, &[1; 512])
+        }));
+        assert!(futures_util::poll!(&mut slow).is_pending());
+        has_begun.recv().unwrap();
+        // Given up by whoever asked, and the device with it.
+        drop(slow);
+        drop(device);
+        let again = FileDevice::open(&temp.0, FileOptions::server()).unwrap_err();
+        assert_eq!(again, FileOpenError::InUse { path: temp.0.clone() });
+        go_on.send(()).unwrap();
+        let device = loop {
+            match FileDevice::open(&temp.0, FileOptions::server()) {
+                Ok(device) => break device,
+                Err(FileOpenError::InUse { .. }) => std::thread::yield_now(),
+                Err(e) => panic!("{e}"),
+            }
+        };
+        assert_eq!(device.read(0, Buf::zeroed(512)).await.unwrap()[..], [1; 512]);
+    }
+
+    #[tokio::test]
+    async fn zeros_keep_or_free_the_room_as_they_are_told_and_discard_frees_it() {
+        use std::os::unix::fs::MetadataExt;
+        let temp = Temp::new("room", 1 << 20);
+        let device = FileDevice::open(&temp.0, FileOptions::server()).unwrap();
+        let room = || std::fs::metadata(&temp.0).unwrap().blocks() * 512;
+        device.write(0, Buf::copy_of(&[1; 1 << 20]), WriteFlags { fua: true }).await.unwrap();
+        let full = room();
+        assert!(1 << 20 <= full);
+        device.write_zeroes(0, 1 << 20, ZeroFlags { fua: true, no_hole: true }).await.unwrap();
+        assert!(1 << 20 <= room(), "a range without holes stays allocated");
+        device.write_zeroes(0, 1 << 19, ZeroFlags { fua: true, no_hole: false }).await.unwrap();
+        let half = room();
+        device.discard(1 << 19, 1 << 19).await.unwrap();
+        // A file system that cannot punch holes writes zeros, and keeps what is discarded.
+        if half < full {
+            assert!(half <= full - (1 << 19) && room() < half, "{full}, {half}, {}", room());
+        }
+        assert_eq!(std::fs::metadata(&temp.0).unwrap().len(), 1 << 20, "it never becomes shorter");
+    }
+
     #[test]
     fn a_directory_and_a_missing_file_are_no_devices() {
         let dir = std::env::temp_dir();

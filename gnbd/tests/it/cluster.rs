@@ -383,6 +383,21 @@ async fn the_fields_tools_use_our_tls() {
     assert!(!ok, "a client without a hello gets no cluster export (R10): {text}");
     let (ok, text) = run("nbdinfo", &["--size", &format!("nbd://{address}/open")]).await;
     assert!(!ok, "nothing is served in clear: {text}");
+    // Without a certificate of its own, and with one of another cluster's CA.
+    let without = cluster.temp.0.join("without");
+    std::fs::create_dir(&without).unwrap();
+    std::fs::copy(cluster.dir("tool").join("ca-cert.pem"), without.join("ca-cert.pem")).unwrap();
+    let mixed = cluster.temp.0.join("mixed");
+    std::fs::create_dir(&mixed).unwrap();
+    let other = Cluster::new();
+    for (from, file) in [(&cluster, "ca-cert.pem"), (&other, "client-cert.pem"), (&other, "client-key.pem")] {
+        std::fs::copy(from.dir("tool").join(file), mixed.join(file)).unwrap();
+    }
+    for dir in [&without, &mixed] {
+        let uri = format!("nbds://{address}/open?tls-certificates={}", dir.to_str().unwrap());
+        let (ok, text) = run("nbdinfo", &["--size", &uri]).await;
+        assert!(!ok && !text.contains("8388608"), "no certificate of the cluster, no export: {text}");
+    }
     let source = cluster.temp.0.join("source");
     std::fs::write(&source, pattern(8, 8 << 20)).unwrap();
     succeeds("nbdcopy", &["--flush", source.to_str().unwrap(), &uri("open")]).await;

@@ -1,6 +1,7 @@
 //! The field's own tools against our server, and our client against the field's servers.
 
 use crate::common::*;
+use quorate_gnbd::client::{export_info, list_exports};
 use quorate_gnbd::{BlockDevice, Buf, WriteFlags, ZeroFlags};
 use std::path::Path;
 
@@ -182,4 +183,52 @@ async fn our_client_uses_qemu_nbd() {
     up(&address).await;
     exercise(&address, "d").await;
     child.kill().await.unwrap();
+}
+
+/// What our client asks of a server, as the server itself writes it down (nbdkit's log filter).
+#[tokio::test(flavor = "multi_thread")]
+async fn nbdkit_hears_each_request_with_its_flags() {
+    if !has("nbdkit", "nbdkit") {
+        return;
+    }
+    let temp = Temp::new();
+    let (log, port) = (temp.0.join("log"), port().to_string());
+    let logfile = format!("logfile={}", log.display());
+    let mut child = tokio::process::Command::new("nbdkit")
+        .args(["-f", "-i", "127.0.0.1", "-p", &port, "--filter=log", "memory", "16M", &logfile])
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let address = format!("127.0.0.1:{port}");
+    up(&address).await;
+    assert!(!list_exports(&address, None).await.unwrap().is_empty());
+    let info = export_info(&address, None, "").await.unwrap();
+    assert_eq!((info.geometry.size_bytes, info.can_multi_conn), (16 << 20, true));
+    let device = plain_client(address.parse().unwrap(), "").await;
+    let write = |at, fua| device.write(at, Buf::copy_of(&[1; 512]), WriteFlags { fua });
+    let zero = |at, fua, no_hole| device.write_zeroes(at, 512, ZeroFlags { fua, no_hole });
+    write(0x1000, false).await.unwrap();
+    write(0x2000, true).await.unwrap();
+    zero(0x3000, false, false).await.unwrap();
+    zero(0x4000, true, true).await.unwrap();
+    device.discard(0x5000, 512).await.unwrap();
+    device.flush().await.unwrap();
+    device.read(0x6000, Buf::zeroed(512)).await.unwrap();
+    device.shutdown(CEILING).await.unwrap();
+    child.kill().await.unwrap();
+    let log = std::fs::read_to_string(&log).unwrap();
+    let heard = |what: &str, with: &[&str]| {
+        let found =
+            log.lines().any(|l| l.contains(&format!(" {what} id=")) && with.iter().all(|w| l.contains(w)));
+        assert!(found, "{what} {with:?} is not in\n{log}");
+    };
+    heard("Write", &["offset=0x1000 count=0x200", "fua=0"]);
+    heard("Write", &["offset=0x2000 count=0x200", "fua=1"]);
+    heard("Zero", &["offset=0x3000 count=0x200", "trim=1", "fua=0"]);
+    heard("Zero", &["offset=0x4000 count=0x200", "trim=0", "fua=1"]);
+    heard("Trim", &["offset=0x5000 count=0x200"]);
+    heard("Flush", &[]);
+    heard("Read", &["offset=0x6000 count=0x200"]);
+    let connections = log.lines().filter(|l| l.contains(" Connect ")).count();
+    assert_eq!(connections, 3, "one for the question, two for the device:\n{log}");
 }

@@ -4,9 +4,11 @@
 mod cluster;
 mod cluster_support;
 mod common;
+mod conform;
 mod interop;
 mod invariants;
 mod kill;
 mod plain;
+mod reconnect;
 mod sim;
 mod sim_world;

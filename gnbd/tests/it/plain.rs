@@ -2,6 +2,7 @@
 
 use crate::common::*;
 use futures_util::future::join_all;
+use quorate_gnbd::client::{ConnectError, export_info, list_exports};
 use quorate_gnbd::server::Export;
 use quorate_gnbd::{BlockDevice, Buf, Device, IoError, MemoryDevice, WriteFlags, ZeroFlags};
 use std::time::Duration;
@@ -46,6 +47,26 @@ async fn an_unknown_export_is_an_error_that_names_the_reason() {
     };
     let e = quorate_gnbd::client::NbdDevice::connect(config).await.unwrap_err();
     assert!(e.to_string().contains("no export of that name"), "{e}");
+}
+
+/// LIST and INFO: what a server offers, asked without using it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_tells_what_it_offers() {
+    let temp = Temp::new();
+    let path = temp.file("disk", 12345);
+    let server = plain_server(vec![file_export(&path, "d", false), memory(1 << 20)]).await;
+    let address = server.addresses()[0].to_string();
+    let listed = list_exports(&address, None).await.unwrap();
+    let listed: Vec<(&str, &str)> = listed.iter().map(|l| (&*l.name, &*l.description)).collect();
+    assert_eq!(listed, [("d", "a test disk"), ("m", "")]);
+    let info = export_info(&address, None, "d").await.unwrap();
+    assert_eq!((info.name.as_deref(), info.description.as_deref()), (Some("d"), Some("a test disk")));
+    assert_eq!((info.geometry.size_bytes, info.geometry.block_bytes, info.can_multi_conn), (12345, 1, true));
+    let info = export_info(&address, None, "m").await.unwrap();
+    assert_eq!((info.geometry.size_bytes, info.geometry.block_bytes), (1 << 20, 512));
+    let e = export_info(&address, None, "none").await.unwrap_err();
+    assert!(matches!(e, ConnectError::Refused { option: "INFO", .. }), "{e}");
+    assert!(server.shutdown(CEILING).await, "nobody is left");
 }
 
 /// R12 over plain NBD: the server goes away for a while, and I/O waits without an error.
