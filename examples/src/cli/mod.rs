@@ -12,7 +12,9 @@ use std::path::PathBuf;
 #[command(name = "quorate", version, about)]
 pub(crate) struct Cli {
     /// The directory of the node to ask.
+    // With an id of its own: a command that names a node would otherwise be taken for this one.
     #[arg(
+        id = "node_dir",
         long = "node",
         global = true,
         value_name = "DIR",
@@ -350,5 +352,42 @@ pub(crate) fn run(cli: Cli) -> Result<u8, Box<dyn std::error::Error>> {
         Verb::Lock(Lock::Take(wanted)) => locks::hold(&wanted, &cli.node, cli.json),
         Verb::Config(Config::Check { file }) => admin::check_config(&file),
         other => admin::run(other, &cli.node, cli.json),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// An argument with the id of a global one is read as that one, with its type: a panic at every use.
+    fn no_global_is_hidden(command: &clap::Command, globals: &[clap::Id]) {
+        let own = command.get_arguments().filter(|a| !a.is_global_set());
+        for arg in own {
+            assert!(!globals.contains(arg.get_id()), "{} {}", command.get_name(), arg.get_id());
+        }
+        command.get_subcommands().for_each(|c| no_global_is_hidden(c, globals));
+    }
+
+    #[test]
+    fn no_argument_of_a_command_is_mistaken_for_a_global_one() {
+        let command = Cli::command();
+        let globals: Vec<clap::Id> =
+            command.get_arguments().filter(|a| a.is_global_set()).map(|a| a.get_id().clone()).collect();
+        assert_eq!(globals, ["node_dir", "json"]);
+        no_global_is_hidden(&command, &globals);
+    }
+
+    #[test]
+    fn commands_that_name_a_node_are_told_from_the_node_that_is_asked() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' ')).unwrap();
+        let cli = parse("quorate --node /n fence confirm 2 --i-have-seen-that-it-is-off");
+        assert_eq!(cli.node, PathBuf::from("/n"));
+        let Verb::Fence(Fence::Confirm { node: 2, i_have_seen_that_it_is_off: true }) = cli.command else {
+            panic!("{cli:?}")
+        };
+        let cli = parse("quorate service relocate web 3 --node /n --json");
+        assert_eq!((&cli.node, cli.json), (&PathBuf::from("/n"), true));
+        let Verb::Service(Service::Relocate { node: Some(3), .. }) = cli.command else { panic!("{cli:?}") };
     }
 }
