@@ -17,7 +17,7 @@ pub struct HistoryRecord {
     pub unix_ms: u64,
     /// Who was fenced.
     pub victim: Identity,
-    /// Which coordinator did it. A record of what others did names nobody.
+    /// Which member did it; of a decided record, who asked for it, and nobody where the record does not say.
     pub by: Option<Identity>,
     /// How.
     pub how: How,

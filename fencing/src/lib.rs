@@ -10,8 +10,9 @@
 //!
 //! Start at [`machine::Coordinator`], or with feature `driver` at `driver::FencingDriver` and `supervisor::Supervisor`.
 //!
-//! **Guarantees**: only the quorate member with the lowest id fences; a victim is turned off once; nothing is proven at
-//! storage or lease level before the victim's lease is over (R8, R9). **Assumes**: the clock rates of nodes are bounded as
+//! **Guarantees**: only the quorate member with the lowest id fences; what it has seen off it does not turn off again;
+//! nothing is proven at storage or lease level before the victim's lease is over (R8, R9). **Limit**: a member with a lower
+//! id that comes while a method runs does not know of it, and may turn the victim off once more. **Assumes**: the clock rates of nodes are bounded as
 //! R8 says; an agent that reports success, and whose status says "off", tells the truth.
 //!
 //! ```

@@ -8,7 +8,7 @@ pub use program::ProgramAgent;
 
 use crate::machine::{Coordinator, Input, Output};
 use crate::{
-    ConfigError, ConfirmError, FenceAgent, Fencer, FencingConfig, HistoryRecord, IncidentStatus,
+    ConfigError, ConfirmError, FenceAgent, Fencer, FencingConfig, HistoryRecord, How, IncidentStatus,
     StorageFence, StorageFenceError,
 };
 use quorate_membership::{BoxFuture, Instant, Membership, NodeId, Runtime, View, ViewListener};
@@ -253,7 +253,13 @@ impl FencingDriver {
     fn record(&self, mut record: HistoryRecord) {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         record.unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(target: "quorate_fencing", victim = %record.victim, how = ?record.how, result = ?record.result, "history");
+        let (victim, how, result) = (record.victim, &record.how, &record.result);
+        // A person's word may be wrong, and a failure needs a person.
+        if matches!(how, How::Person { .. }) || result.is_err() {
+            tracing::warn!(target: "quorate_fencing", %victim, %how, ?result, "history");
+        } else {
+            tracing::info!(target: "quorate_fencing", %victim, %how, ?result, "history");
+        }
         self.sink.record(&record);
         let mut state = self.lock();
         if state.history.len() == crate::HISTORY_RECORDS_MAX {

@@ -5,7 +5,8 @@ use super::{Attempt, BugKind, Coordinator, Output};
 use crate::{ConfirmError, How};
 use core::time::Duration;
 use quorate_membership::{
-    DebtItem, Epoch, Identity, Instant, NodeId, Proof, Request, RequestError, ResourceId, ServerId, View,
+    Cause, DebtItem, Epoch, Identity, Instant, NodeId, Proof, Request, RequestError, ResourceId, ServerId,
+    View,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub(super) struct Incident {
     /// No proof is asked for before this.
     pub(super) propose_at: Instant,
     pub(super) propose_failures: u32,
-    /// What the last proof was about.
+    /// What the proofs since `settled_until` was last over were about.
     pub(super) proposed: BTreeSet<ResourceId>,
     /// It was decided, so it is not asked for again before this.
     pub(super) settled_until: Instant,
@@ -113,7 +114,12 @@ impl Coordinator {
                 (left.into_iter().collect(), done)
             };
             if !done.is_empty() {
-                self.record(now, who, How::Decided { epoch: view.epoch, resources: done }, Ok(()), out);
+                let by = match view.cause {
+                    Cause::Request { by, .. } => Some(by),
+                    _ => None,
+                };
+                let how = How::Decided { epoch: view.epoch, resources: done };
+                self.record_of(now, who, by, how, Ok(()), out);
             }
             if left.is_empty() {
                 self.incidents.remove(&who);

@@ -265,10 +265,19 @@ impl Coordinator {
     /// Starts whatever can be started now, and notes when to look again.
     fn advance(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.wake = None;
+        let victims: Vec<Identity> = self.incidents.keys().copied().collect();
         if !self.is_coordinating() {
+            // A lower member may have come while a method ran. Who saw the victim off still says so: the other has not
+            // seen it, and would turn it off once more.
+            if self.quorate && self.view.as_ref().is_some_and(|v| v.contains(self.me)) {
+                for who in victims {
+                    if self.incidents.get(&who).is_some_and(|i| i.power.off.is_some()) {
+                        self.advance_proof(now, who, out);
+                    }
+                }
+            }
             return;
         }
-        let victims: Vec<Identity> = self.incidents.keys().copied().collect();
         for who in &victims {
             self.ask_lease(now, *who, out);
         }
@@ -311,6 +320,7 @@ impl Coordinator {
         (self.config.timing.retry_min * 2_u32.pow(doublings)).min(self.config.timing.retry_max)
     }
 
+    /// Something that this node did.
     fn record(
         &mut self,
         now: Instant,
@@ -319,9 +329,20 @@ impl Coordinator {
         result: Result<(), String>,
         out: &mut Vec<Output>,
     ) {
+        self.record_of(now, victim, Some(self.me), how, result, out);
+    }
+
+    fn record_of(
+        &mut self,
+        now: Instant,
+        victim: Identity,
+        by: Option<Identity>,
+        how: How,
+        result: Result<(), String>,
+        out: &mut Vec<Output>,
+    ) {
         self.records += 1;
         let since = self.incidents.get(&victim).map_or(now, |i| i.since);
-        let by = if matches!(how, How::Decided { .. }) { None } else { Some(self.me) };
         let after = now.since(since);
         let record =
             HistoryRecord { number: self.records, at: now, unix_ms: 0, victim, by, how, result, after };

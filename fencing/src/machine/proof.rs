@@ -30,7 +30,10 @@ impl Coordinator {
         let attempt = self.attempt();
         if let Some(incident) = self.incidents.get_mut(&who) {
             incident.proposal = Some(attempt);
-            incident.proposed = resources.clone();
+            if settled_until <= now {
+                incident.proposed.clear();
+            }
+            incident.proposed.extend(resources.iter().cloned());
         }
         out.push(Output::Propose { attempt, request: Request::Prove { debtor: who, resources, proof } });
     }
@@ -68,19 +71,28 @@ impl Coordinator {
                 .map(|(r, _)| r.clone())
                 .collect()
         };
-        let stored =
-            open(&|_, i| i.attachment.safety == Safety::Storage && self.is_confirmed(i, incident.removed));
+        // A service that no storage server can cut off must have been ended by its supervisor (R20).
+        let kill_time = self.config.timing.kill_time;
+        let is_ended = |r: &ResourceId, i: &DebtItem| {
+            let is_cut_off = i.attachment.safety == Safety::Storage && self.has_server(i);
+            let waits =
+                r.kind == ResourceKind::Service && !is_cut_off && !self.bug_is(BugKind::IgnoresKillTime);
+            is_over(if waits { lease + kill_time } else { lease })
+        };
+        let stored = open(&|r, i| {
+            i.attachment.safety == Safety::Storage && self.is_confirmed(i, incident.removed) && is_ended(r, i)
+        });
         if !stored.is_empty() {
             let confirmed = self.servers_of(who).into_iter().map(|s| (s, self.confirmed_at(s))).collect();
             return Some((stored, Proof::StorageFence { confirmed }));
         }
-        let kill_time = self.config.timing.kill_time;
-        let leased = open(&|r, i| {
-            let needs_kill = r.kind == ResourceKind::Service && !self.bug_is(BugKind::IgnoresKillTime);
-            let at = if needs_kill { lease + kill_time } else { lease };
-            i.attachment.safety == Safety::Lease && is_over(at)
-        });
+        let leased = open(&|r, i| i.attachment.safety == Safety::Lease && is_ended(r, i));
         if leased.is_empty() { None } else { Some((leased, Proof::LeaseOver)) }
+    }
+
+    /// Whether an enrolled server is among those of the item.
+    fn has_server(&self, item: &DebtItem) -> bool {
+        item.attachment.servers.iter().any(|s| self.servers.contains_key(s))
     }
 
     /// Whether every enrolled server of the item confirmed an epoch without the victim. With no server left, the end of

@@ -114,25 +114,108 @@ fn a_program_that_is_not_there_is_named() {
     assert!(matches!(&error, AgentError::Start { agent, .. } if agent == "/nonexistent/fence_x"), "{error}");
 }
 
+/// Nothing that is waited for takes longer, on a busy machine too; what is broken lives for ten minutes.
+const CEILING: Duration = Duration::from_secs(60);
+
+/// A fifo that the agent's child holds open: its end of file says that nobody of the group is left.
+struct Alive {
+    path: PathBuf,
+    opened: std::sync::mpsc::Receiver<()>,
+    closed: std::sync::mpsc::Receiver<()>,
+}
+
+impl Alive {
+    fn new(dir: &Dir) -> Self {
+        use std::io::Read as _;
+        let path = dir.0.join("alive");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("a fifo");
+        let (open, opened) = std::sync::mpsc::channel();
+        let (close, closed) = std::sync::mpsc::channel();
+        let fifo = path.clone();
+        std::thread::spawn(move || {
+            // Opens when the child has it open for writing. An error says that the test is over.
+            let mut file = std::fs::File::open(fifo).expect("a fifo");
+            let _ = open.send(());
+            file.read_to_end(&mut Vec::new()).expect("read to the end");
+            let _ = close.send(());
+        });
+        Self { path, opened, closed }
+    }
+
+    fn script(&self, dir: &Dir) -> String {
+        script(&dir.0, &format!("sleep 600 > {} & wait", self.path.display()))
+    }
+
+    fn ends(&self) {
+        self.closed.recv_timeout(CEILING).expect("nobody of the group lives on");
+    }
+}
+
 #[test]
 fn a_program_that_hangs_is_killed_with_everything_it_started() {
     let dir = Dir::new("hang");
-    let fifo = dir.0.join("alive");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &fifo,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::from_raw_mode(0o600),
-        0,
-    )
-    .expect("a fifo");
-    // The grandchild holds the fifo open: its end of file says that nobody of the group is left.
-    let agent = script(&dir.0, &format!("sleep 600 > {} & wait", fifo.display()));
-    let hanging = device(&agent, &[], 1);
-    let reader = std::thread::spawn(move || std::fs::read(&fifo).map(|b| b.len()));
-    let error = run(&hanging, Action::Off).unwrap_err();
+    let alive = Alive::new(&dir);
+    let error = run(&device(&alive.script(&dir), &[], 1), Action::Off).unwrap_err();
     assert!(matches!(error, AgentError::Timeout { seconds: 1, .. }), "{error}");
-    assert_eq!(reader.join().expect("no panic").expect("read to the end"), 0);
+    alive.ends();
+}
+
+#[test]
+fn a_program_that_nobody_waits_for_any_more_is_killed_with_everything_it_started() {
+    let dir = Dir::new("dropped");
+    let alive = Alive::new(&dir);
+    let hanging = device(&alive.script(&dir), &[], 600);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (agent, step) = (ProgramAgent::new(), step(Action::Off));
+        let mut call = std::pin::pin!(agent.run(&hanging, &step, "n1"));
+        // Started by the first poll, and given up once its child is there.
+        let is_done = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(std::future::Future::poll(call.as_mut(), context).is_ready())
+        });
+        assert!(!is_done.await);
+        alive.opened.recv_timeout(CEILING).expect("the child starts");
+    });
+    alive.ends();
+}
+
+/// FenceAgentAPI: `off` ends with 0, and `status` with 2 where the port is off. Nothing else is a proof.
+#[test]
+fn only_an_off_that_ends_with_0_and_a_status_that_ends_with_2_are_a_fence() {
+    let dir = Dir::new("codes");
+    let agent = script(
+        &dir.0,
+        "while read -r line; do export \"$line\"; done\n\
+        if [ \"$action\" = off ]; then exit \"$off\"; fi\n\
+        if [ \"$action\" = on ]; then exit \"$on\"; fi\n\
+        if [ \"$action\" = status ]; then exit \"$status\"; fi\nexit 99",
+    );
+    let ends = |off: &str, status: &str, on: &str, action| {
+        run(&device(&agent, &[("off", off), ("status", status), ("on", on)], 60), action)
+    };
+    assert_eq!(ends("0", "2", "1", Action::Off), Ok(()));
+    for off in ["1", "2", "5", "255"] {
+        let error = ends(off, "2", "0", Action::Off).unwrap_err();
+        assert!(matches!(&error, AgentError::Failed { action: Action::Off, .. }), "off {off}: {error}");
+    }
+    for status in ["0", "1", "3", "255"] {
+        let error = ends("0", status, "0", Action::Off).unwrap_err();
+        assert!(matches!(error, AgentError::NotOff { .. }), "status {status}: {error}");
+        let error = ends("0", status, "0", Action::Reboot).unwrap_err();
+        assert!(matches!(error, AgentError::NotOff { .. }), "reboot, status {status}: {error}");
+    }
+    assert_eq!(ends("1", "0", "0", Action::On), Ok(()));
+    let error = ends("0", "2", "1", Action::On).unwrap_err();
+    assert!(matches!(error, AgentError::Failed { action: Action::On, .. }), "{error}");
+    assert_eq!(ends("0", "2", "1", Action::Reboot), Ok(()), "off is what counts");
+}
+
+#[test]
+fn a_program_that_a_signal_ends_is_a_failure() {
+    let dir = Dir::new("signal");
+    let error = run(&device(&script(&dir.0, "kill -9 $$"), &[], 60), Action::Off).unwrap_err();
+    assert!(matches!(error, AgentError::Failed { .. }), "{error}");
 }
 
 #[test]
