@@ -219,4 +219,69 @@ mod tests {
         let late = Outcome { exit: Exit::TimedOut, reason: None };
         assert_eq!(late.found(true), Found::Broken);
     }
+
+    /// OCF resource agent API 1.1, "Exit status codes", with those that Pacemaker added.
+    #[test]
+    fn every_exit_code_means_what_the_standard_says() {
+        use Found::{Broken, NotRunning, Running};
+        let of_monitor = [(0, Running), (7, NotRunning), (8, Running), (190, Running), (191, Running)];
+        for code in (0..=255).chain([-1]) {
+            let found = of_monitor.iter().find(|(c, _)| *c == code).map_or(Broken, |(_, found)| *found);
+            assert_eq!(Outcome::code(code).found(false), found, "monitor: {code}");
+            let probed = if code == 5 { NotRunning } else { found };
+            assert_eq!(Outcome::code(code).found(true), probed, "probe: {code}");
+            assert_eq!(Outcome::code(code).is_success(), code == 0, "start and stop: {code}");
+        }
+        for exit in [Exit::Signal(15), Exit::TimedOut, Exit::NotStarted("x".into())] {
+            let outcome = Outcome { exit, reason: None };
+            assert!(!outcome.is_success());
+            assert_eq!(outcome.found(false), Broken);
+        }
+    }
+
+    #[test]
+    fn an_agent_is_told_what_the_standard_promises_it() {
+        let resource = ResourceConfig {
+            name: "ip".into(),
+            agent: Agent::Ocf { provider: "heartbeat".into(), kind: "IPaddr2".into() },
+            params: [("ip".into(), "192.0.2.7".into()), ("nic".into(), "lo".into())].into(),
+            timeouts: crate::Timeouts {
+                start: Duration::from_secs(20),
+                stop: Duration::from_secs(30),
+                monitor: Duration::from_millis(500),
+            },
+            monitor_interval: Duration::from_secs(10),
+            children: vec![],
+        };
+        let told = |action| environment(Path::new("/ocf"), "web-ip", "node1", &resource, action);
+        let wanted = |timeout: &str, interval: &str, name: &str| {
+            let all = [
+                ("OCF_ROOT", "/ocf"),
+                ("OCF_RA_VERSION_MAJOR", "1"),
+                ("OCF_RA_VERSION_MINOR", "1"),
+                ("OCF_RESOURCE_INSTANCE", "web-ip"),
+                ("OCF_RESOURCE_TYPE", "IPaddr2"),
+                ("OCF_RESOURCE_PROVIDER", "heartbeat"),
+                ("OCF_RESKEY_ip", "192.0.2.7"),
+                ("OCF_RESKEY_nic", "lo"),
+                ("OCF_RESKEY_CRM_meta_timeout", timeout),
+                ("OCF_RESKEY_CRM_meta_interval", interval),
+                ("OCF_RESKEY_CRM_meta_on_node", "node1"),
+                ("OCF_RESKEY_CRM_meta_name", name),
+            ];
+            all.map(|(k, v)| (k.to_owned(), v.to_owned())).into_iter().collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(told(Action::Start), wanted("20000", "0", "start"));
+        assert_eq!(told(Action::Stop), wanted("30000", "0", "stop"));
+        let level = |mut env: BTreeMap<String, String>| {
+            env.insert("OCF_CHECK_LEVEL".into(), "0".into());
+            env
+        };
+        // Agents know a probe by its interval.
+        assert_eq!(told(Action::Monitor { probe: true }), level(wanted("500", "0", "monitor")));
+        assert_eq!(told(Action::Monitor { probe: false }), level(wanted("500", "10000", "monitor")));
+        let root = Path::new("/usr/lib/ocf");
+        let wanted = Path::new("/usr/lib/ocf/resource.d/heartbeat/IPaddr2");
+        assert_eq!(program(root, &resource.agent), wanted);
+    }
 }

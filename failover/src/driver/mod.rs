@@ -64,8 +64,9 @@ impl std::fmt::Debug for Failover {
 
 impl Failover {
     /// Starts the manager of this node. `lockspace` holds the owner locks: joined by every member, value blocks of at
-    /// least 12 bytes, its safety the strictest of the services'. Called before the node joins, since it registers with
-    /// the sessions.
+    /// least 12 bytes, of lease safety: what a service asks for beyond that is kept by its attachment (R20), and every
+    /// member of a stricter lockspace would owe it, whatever it runs. Called before the node joins, since it registers
+    /// with the sessions.
     ///
     /// # Errors
     /// The configuration makes no sense; nothing was started.

@@ -13,6 +13,8 @@ pub enum Bug {
     IgnoresFailedStop,
     /// Starts without looking for leftovers.
     SkipsProbe,
+    /// Starts the last resource first.
+    StartsBackwards,
     /// Stops in the order of the start.
     StopsForwards,
     /// Starts without quorum.

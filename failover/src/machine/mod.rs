@@ -280,7 +280,7 @@ impl Manager {
         match input {
             Input::View(view) => self.on_view(now, view, out),
             Input::Quorum(quorate) => self.is_quorate = quorate,
-            Input::Message { from, bytes } => self.on_message(from, &bytes),
+            Input::Message { from, bytes } => self.on_message(from, &bytes, out),
             Input::Proposed { attempt, result } => self.on_proposed(now, attempt, result, out),
             Input::Locked { service, held } => self.on_locked(now, &service, held, out),
             Input::Unlocked { service } => self.on_unlocked(&service, out),
@@ -352,7 +352,7 @@ impl Manager {
             }
         }
         if target == Target::Disabled {
-            self.retry_stop(now, service, out);
+            self.retry_stop(service);
         }
         self.announce(out);
         self.pursue(now, out);
@@ -452,12 +452,23 @@ impl Manager {
         }
     }
 
-    fn on_message(&mut self, from: Identity, bytes: &[u8]) {
+    fn on_message(&mut self, from: Identity, bytes: &[u8], out: &mut Vec<Output>) {
         let Ok(said) = Announcement::decode(bytes) else { return };
         self.count = self.count.max(said.newest());
-        self.heard.insert(from, said.leaving);
+        if self.heard.insert(from, said.leaving).is_none() {
+            // Its manager has just started and was not there for what was said when it became a member.
+            let bytes = Announcement::new(self.leaving, self.facts.clone()).encode();
+            out.push(Output::Send { to: from, bytes });
+        }
         for (service, theirs) in &said.facts {
-            self.facts.entry(service.clone()).or_default().merge(theirs);
+            let facts = self.facts.entry(service.clone()).or_default();
+            let before = facts.target.clone();
+            facts.merge(theirs);
+            let after = facts.target.as_ref().filter(|t| Some(*t) != before.as_ref());
+            // An order that was given at another node.
+            if after.is_some_and(|t| t.value == Target::Disabled) {
+                self.retry_stop(service);
+            }
         }
     }
 
@@ -525,7 +536,8 @@ impl Manager {
         };
         let Some(view) = &self.view else { return state };
         for who in view.identities() {
-            let leaves = if who == self.me { self.leaving } else { self.heard.get(&who) == Some(&true) };
+            // A member that has said nothing has no manager, or none yet: a service would wait there for it.
+            let leaves = if who == self.me { self.leaving } else { self.heard.get(&who) != Some(&false) };
             if !leaves {
                 state.nodes.insert(who.node, loads.get(&who.node).copied().unwrap_or(0));
             }
@@ -557,6 +569,7 @@ impl Manager {
 
     /// Compares what should be with what is, for every service, and takes the next steps.
     fn pursue(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let mut decided = None;
         if self.is_quorate && self.is_synced(now) {
             let mut loads = self.loads();
             let mut plans = BTreeMap::new();
@@ -585,10 +598,14 @@ impl Manager {
                     local.is_wanted = false;
                 }
             }
-            self.close_debts(now, &plans, out);
+            decided = Some(plans);
         }
         for service in self.local.keys().cloned().collect::<Vec<_>>() {
             self.step(now, &service, out);
+        }
+        // After the steps: what came up by one of them is recovered now.
+        if let Some(plans) = decided {
+            self.close_debts(now, &plans, out);
         }
         if self.leaving && self.local.is_empty() && !self.has_left {
             self.has_left = true;

@@ -4,7 +4,7 @@ use super::{Attempt, Bug, Event, Manager, Output, RETRY_TIME, resource_id};
 use crate::ocf::Found;
 use crate::place::{Plan, Reaction, Target, place, react};
 use crate::shared::{Report, Versioned};
-use crate::{Action, Outcome, ServiceConfig, StateName};
+use crate::{Action, Exit, Outcome, ServiceConfig, StateName};
 use quorate_membership::{AttachRequest, Instant, Request, RequestError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -201,7 +201,8 @@ impl Manager {
             }
             Phase::Starting { next, is_started, running: None } if may_start => {
                 let action = if is_started { Action::Monitor { probe: false } } else { Action::Start };
-                let running = Some(self.run(local, next, action, out));
+                let index = if self.bug_is(Bug::StartsBackwards) { local.count() - 1 - next } else { next };
+                let running = Some(self.run(local, index, action, out));
                 local.phase = Phase::Starting { next, is_started, running };
             }
             Phase::Up { running: None, .. } if !local.is_wanted => {
@@ -277,6 +278,8 @@ impl Manager {
                 }
             },
         }
+        // Why it stopped is told before it is given up: a node that is free to take it must not do so for want of that.
+        self.announce(out);
         self.release(local, out);
     }
 
@@ -440,9 +443,11 @@ impl Manager {
             {
                 local.phase = Phase::Starting { next: next + 1, is_started: false, running: None };
             }
-            (Phase::Starting { next, .. }, _) => {
+            (Phase::Starting { next, .. }, action) => {
                 fail(local, out);
-                self.begin_stop(local, next + 1, Then::StartFailed, out);
+                // Where there is no such agent nothing was started, and nobody could stop it.
+                let began = action != Action::Start || !matches!(outcome.exit, Exit::NotStarted(_));
+                self.begin_stop(local, next + usize::from(began), Then::StartFailed, out);
             }
             (Phase::Up { mut due, .. }, _) if outcome.found(false) == Found::Running => {
                 let interval =
@@ -459,7 +464,7 @@ impl Manager {
     }
 
     /// A person disabled a service whose stop failed: it is tried once more, from the last resource on.
-    pub(super) fn retry_stop(&mut self, _now: Instant, service: &str, _out: &mut [Output]) {
+    pub(super) fn retry_stop(&mut self, service: &str) {
         if let Some(local) = self.local.get_mut(service)
             && let Phase::StopFailed { .. } = local.phase
         {

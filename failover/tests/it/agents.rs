@@ -177,3 +177,36 @@ fn a_daemon_that_keeps_the_output_open_does_not_hold_the_call() {
     let daemon = rustix::process::Pid::from_raw(daemon).unwrap();
     rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
 }
+
+#[test]
+fn an_agent_that_nobody_waits_for_any_more_is_killed_with_everything_it_started() {
+    use std::io::Read;
+    // On a busy machine too; what is broken lives for ten minutes.
+    const CEILING: Duration = Duration::from_secs(60);
+    let dir = TempDir::new();
+    // The agent's child holds a fifo open: its end of file says that nobody of the group is left.
+    let alive = dir.0.join("alive");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &alive, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let agent = script(&dir.0, "sleep 600 > \"$OCF_RESKEY_alive\" & wait");
+    let resource = resource(agent, &[("alive", alive.to_str().unwrap())]);
+    let (open, opened) = std::sync::mpsc::channel();
+    let (close, closed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut file = std::fs::File::open(alive).unwrap();
+        let _ = open.send(());
+        file.read_to_end(&mut Vec::new()).unwrap();
+        let _ = close.send(());
+    });
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio.block_on(async {
+        let runner = OcfRunner::new("node-a");
+        let mut call = runner.run(AgentCall { service: "s".into(), resource, action: Action::Start });
+        // Started by the first poll, and given up once its child is there.
+        let is_done =
+            std::future::poll_fn(|context| std::task::Poll::Ready(call.as_mut().poll(context).is_ready()));
+        assert!(!is_done.await);
+        opened.recv_timeout(CEILING).expect("the child starts");
+    });
+    closed.recv_timeout(CEILING).expect("nobody of the group lives on");
+}

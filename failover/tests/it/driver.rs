@@ -2,7 +2,10 @@
 
 use crate::agents::{TempDir, resource, script};
 use quorate_dlm::local::LocalManager;
-use quorate_dlm::{LockManager, LockspaceOptions};
+use quorate_dlm::{
+    Completion, Flags, LockCallbacks, LockId, LockManager, LockName, LockRequest, Lockspace,
+    LockspaceOptions, Mode, UnlockRequest,
+};
 use quorate_failover::driver::{Failover, NoSink, OcfRunner};
 use quorate_failover::{CommandError, Recovery, ServiceConfig, ServiceStatus, StateName, Target};
 use quorate_membership::machine::decide;
@@ -156,6 +159,7 @@ struct Cluster {
     hub: Arc<Hub>,
     nodes: Vec<Arc<Failover>>,
     locks: Vec<LocalManager>,
+    spaces: Vec<Arc<dyn Lockspace>>,
     clock: Arc<Clock>,
     dir: TempDir,
 }
@@ -176,9 +180,10 @@ impl Cluster {
         }
         *hub.view.lock().unwrap() = Some(Arc::new(view));
         let locks = LocalManager::shared(3);
-        let mut nodes = Vec::new();
+        let (mut nodes, mut spaces) = (Vec::new(), Vec::new());
         for (n, manager) in (1..).zip(&locks) {
             let lockspace = manager.join(&LockspaceOptions::plain("failover")).await.unwrap();
+            spaces.push(Arc::clone(&lockspace));
             let node = Arc::new(Node { me: life(n), hub: Arc::clone(&hub) });
             let agents = Arc::new(OcfRunner::new(format!("node-{n}")));
             let services = vec![service(&dir.0)];
@@ -193,7 +198,7 @@ impl Cluster {
             );
             nodes.push(failover.unwrap());
         }
-        Self { hub, nodes, locks, clock, dir }
+        Self { hub, nodes, locks, spaces, clock, dir }
     }
 
     fn soon(&self) -> Instant {
@@ -303,5 +308,49 @@ fn a_node_that_leaves_gives_its_services_away_first() {
         c.runs_on(1, 2).await;
         let mine = c.hub.view().attachments.iter().filter(|a| a.owner == life(1)).count();
         assert_eq!(mine, 0, "nothing bars the leave");
+    });
+}
+
+/// A program that knows only the lock manager; passes on what its locks come to.
+struct Outsider(tokio::sync::mpsc::UnboundedSender<(LockId, Completion)>);
+
+impl LockCallbacks for Outsider {
+    fn completion(&self, id: LockId, completion: Completion) {
+        self.0.send((id, completion)).unwrap();
+    }
+    fn blocking(&self, _: LockId, _: Mode) {}
+}
+
+#[test]
+fn the_owner_lock_says_who_runs_it_and_whoever_holds_it_keeps_it_from_running() {
+    test(async {
+        let c = Cluster::start().await;
+        c.runs_on(2, 1).await;
+        let (told, mut answers) = tokio::sync::mpsc::unbounded_channel();
+        let outsider = Arc::new(Outsider(told));
+        let name = || LockName::new(b"service/web").unwrap();
+        let ask = |mode, flags| {
+            let request = LockRequest::new(name(), mode).flags(flags);
+            c.spaces[2].request(request, outsider.clone()).unwrap()
+        };
+        ask(Mode::PR, Flags::NOQUEUE);
+        assert_eq!(answers.recv().await.unwrap().1, Completion::Again, "it is held exclusively");
+        let look = ask(Mode::NL, Flags::VALBLK);
+        let (_, Completion::Granted(grant)) = answers.recv().await.unwrap() else { panic!("not granted") };
+        let value = grant.value.unwrap();
+        assert_eq!(value[..12], [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1], "node 1 in its first life");
+        c.spaces[2].unlock(look, UnlockRequest::default()).unwrap();
+        assert_eq!(answers.recv().await.unwrap(), (look, Completion::Unlocked));
+
+        c.nodes[0].disable("web").unwrap();
+        c.until(1, "stopped", |s| matches!(s.state, StateName::Stopped(_)) && s.owner.is_none()).await;
+        let held = ask(Mode::EX, Flags::NOQUEUE);
+        assert!(matches!(answers.recv().await.unwrap().1, Completion::Granted(_)), "it was given up");
+        let before = c.log();
+        c.nodes[0].enable("web", None).unwrap();
+        c.until(1, "attached", |s| s.owner == Some(life(1)) && s.state == StateName::Starting).await;
+        assert_eq!(c.log(), before, "no agent runs before the lock is held");
+        c.spaces[2].unlock(held, UnlockRequest::default()).unwrap();
+        c.runs_on(1, 1).await;
     });
 }

@@ -8,6 +8,7 @@ mod cases;
 mod driver;
 #[cfg(feature = "sim")]
 mod invariants;
+mod scenes;
 #[cfg(feature = "sim")]
 mod sim;
 #[cfg(feature = "sim")]

@@ -110,6 +110,11 @@ fn stopping_in_the_order_of_the_start_is_caught() {
 }
 
 #[test]
+fn starting_in_the_wrong_order_is_caught() {
+    caught(Bug::StartsBackwards, "before an earlier one");
+}
+
+#[test]
 fn starting_without_quorum_is_caught() {
     caught(Bug::IgnoresQuorum, "without quorum");
 }

@@ -91,6 +91,8 @@ pub(crate) struct World {
     pub(crate) real: BTreeSet<Real>,
     /// Which life runs it.
     pub(crate) runner: BTreeMap<Real, Identity>,
+    /// What each life has started and not stopped since, whether or not it died by itself.
+    pub(crate) started: BTreeSet<(Identity, String, usize)>,
     /// Owner locks: held by, and who waits.
     pub(crate) locks: BTreeMap<String, VecDeque<Identity>>,
     /// Agents that were asked to act in this step.
@@ -122,7 +124,7 @@ fn services(rng: &mut Rng) -> Vec<ServiceConfig> {
                 restricted: false,
                 nofailback: rng.chance_ppm(500_000),
             });
-            let policies = [Recovery::Restart, Recovery::Relocate];
+            let policies = [Recovery::Restart, Recovery::Relocate, Recovery::Disable];
             ServiceConfig {
                 name: format!("s{n}"),
                 resources: vec![resource("a", vec![resource("b", vec![])]), resource("c", vec![])],
@@ -149,6 +151,7 @@ impl World {
             services,
             real: BTreeSet::new(),
             runner: BTreeMap::new(),
+            started: BTreeSet::new(),
             locks: BTreeMap::new(),
             acts: Vec::new(),
             starts: 0,
@@ -327,16 +330,18 @@ impl World {
         action: Action,
         fails: bool,
     ) -> Outcome {
-        let real = (who.node, service, resource);
+        let real = (who.node, service.clone(), resource);
         match action {
             Action::Start if fails => Outcome::code(1),
             Action::Start => {
+                self.started.insert((who, service, resource));
                 self.real.insert(real.clone());
                 self.runner.insert(real, who);
                 Outcome::code(0)
             }
             Action::Stop if fails => Outcome::code(1),
             Action::Stop => {
+                self.started.remove(&(who, service, resource));
                 self.real.remove(&real);
                 Outcome::code(0)
             }
@@ -576,8 +581,10 @@ impl World {
 
     /// Everything wanted is enabled again, and stops that had failed are tried once more.
     pub(crate) fn enable_all(&mut self) {
-        for who in self.processes.values().map(|p| p.me).collect::<Vec<_>>() {
-            for service in self.services.iter().map(|s| s.name.clone()).collect::<Vec<_>>() {
+        // At any one member: the order reaches the owner wherever it is.
+        let some = self.processes.values().map(|p| p.me).next_back();
+        for service in self.services.iter().map(|s| s.name.clone()).collect::<Vec<_>>() {
+            if let Some(who) = some {
                 self.command(who, &service, Command::Disable);
             }
         }
