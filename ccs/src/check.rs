@@ -1,9 +1,24 @@
 //! Reads a document and checks what types cannot say; every error has a line and a column.
 
-use crate::schema::{DOCUMENT_BYTES_MAX, Document, Timing};
+use crate::schema::{DOCUMENT_BYTES_MAX, Document, Service, Timing};
 use core::fmt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use toml::Spanned;
+
+// The limits of the crates that use the document: what is accepted here is accepted there.
+
+/// The most fence devices.
+const FENCE_DEVICES_MAX: usize = 1024;
+/// The most fence levels of a node.
+const FENCE_LEVELS_MAX: usize = 16;
+/// The most steps of a fence level.
+const FENCE_STEPS_MAX: usize = 16;
+/// The longest name or value of a fence agent's parameter, in bytes.
+const PARAMETER_BYTES_MAX: usize = 4096;
+/// The longest name of a service or resource, in bytes: it becomes part of a lock's name.
+const SERVICE_NAME_BYTES_MAX: usize = 48;
+/// The most resources of a service.
+const RESOURCES_MAX: usize = 64;
 
 /// What is wrong with a document, and where.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -130,11 +145,23 @@ impl Checker<'_> {
                 self.known("fence device", &step.device, &devices)?;
                 self.one_of("action", &step.action, &["off", "on", "reboot"])?;
             }
+            if FENCE_LEVELS_MAX < node.fence_levels.len() {
+                let message =
+                    format!("node {} has more than {FENCE_LEVELS_MAX} fence levels", node.name.get_ref());
+                self.fail(&node.name, message)?;
+            }
             for level in &node.fence_levels {
                 self.turns_off(node, level)?;
+                for step in &level.steps {
+                    self.options(&step.device, &step.parameters)?;
+                }
             }
         }
+        if let Some(device) = d.fence_devices.get(FENCE_DEVICES_MAX) {
+            self.fail(&device.name, format!("more than {FENCE_DEVICES_MAX} fence devices"))?;
+        }
         for device in &d.fence_devices {
+            self.options(&device.name, &device.parameters)?;
             if !(1..=600).contains(&device.timeout_s) {
                 let message = format!("timeout_s is {}, from 1 to 600 is allowed", device.timeout_s);
                 self.fail(&device.name, message)?;
@@ -208,7 +235,19 @@ impl Checker<'_> {
         let offs = actions.iter().take_while(|a| **a == "off").count();
         let good = actions == ["reboot"] || (0 < offs && actions.iter().skip(offs).all(|a| *a == "on"));
         if good {
-            return Ok(());
+            let supplies = level.steps.iter().take(offs);
+            let distinct: BTreeSet<_> =
+                supplies.map(|step| (step.device.get_ref(), &step.parameters)).collect();
+            return match level.steps.first() {
+                Some(step) if distinct.len() < offs => {
+                    self.fail(&step.device, format!("fence level {}: the same `off` twice", level.name))
+                }
+                Some(step) if FENCE_STEPS_MAX < level.steps.len() => {
+                    let message = format!("fence level {} has more than {FENCE_STEPS_MAX} steps", level.name);
+                    self.fail(&step.device, message)
+                }
+                _ => Ok(()),
+            };
         }
         let message = format!(
             "fence level {}: each `off` and then each `on`, or one `reboot`, is wanted: else the node is never off",
@@ -220,6 +259,68 @@ impl Checker<'_> {
         }
     }
 
+    /// Whether each parameter can be a line of a fence agent's input.
+    fn options(&self, place: &Spanned<String>, parameters: &BTreeMap<String, String>) -> Checked {
+        for (name, value) in parameters {
+            let bad_name = name.is_empty() || name.starts_with('#') || name.contains(['=', '\n', ' ', '\0']);
+            if bad_name || value.contains(['\n', '\0']) {
+                let rule = "a line break, an empty name, or one with `=`, a blank or a leading `#`";
+                self.fail(place, format!("parameter {name:?}: {rule} cannot be handed to an agent"))?;
+            }
+            if PARAMETER_BYTES_MAX < name.len().max(value.len()) {
+                let short: String = name.chars().take(32).collect();
+                let message = format!("parameter {short:?} has more than {PARAMETER_BYTES_MAX} bytes");
+                self.fail(place, message)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn resources(&self, service: &Service) -> Checked {
+        let name = service.name.get_ref();
+        if service.resources.is_empty() {
+            self.fail(&service.name, format!("service {name} has no resource"))?;
+        }
+        if let Some(resource) = service.resources.get(RESOURCES_MAX) {
+            self.fail(&resource.name, format!("service {name} has more than {RESOURCES_MAX} resources"))?;
+        }
+        self.unique("resource in the service", service.resources.iter().map(|r| &r.name))?;
+        let mut before = BTreeSet::new();
+        for resource in &service.resources {
+            self.name("resource", &resource.name, SERVICE_NAME_BYTES_MAX)?;
+            if let Some(parent) = resource.parent.as_ref().filter(|p| !before.contains(p.get_ref())) {
+                let message = format!("no resource {} stands before it in service {name}", parent.get_ref());
+                self.fail(parent, message)?;
+            }
+            before.insert(resource.name.get_ref());
+            let agent = resource.agent.get_ref();
+            let is_ocf =
+                agent.split_once(':').is_some_and(|(provider, kind)| is_word(provider) && is_word(kind));
+            if !agent.starts_with('/') && !is_ocf {
+                let message = format!("agent `{agent}`: an absolute path or PROVIDER:TYPE is wanted");
+                self.fail(&resource.agent, message)?;
+            }
+            if let Some(bad) = resource.parameters.keys().find(|key| !is_word(key)) {
+                self.fail(
+                    &resource.name,
+                    format!("parameter {bad:?}: letters, digits, `_`, `-`, `.` are wanted"),
+                )?;
+            }
+            if let Some(bad) = resource.parameters.iter().find(|(_, value)| value.contains('\0')) {
+                self.fail(&resource.name, format!("parameter {}: a zero byte", bad.0))?;
+            }
+            let timeouts = [
+                ("start_timeout_s", resource.start_timeout_s),
+                ("stop_timeout_s", resource.stop_timeout_s),
+                ("monitor_timeout_s", resource.monitor_timeout_s),
+            ];
+            if let Some((key, found)) = timeouts.iter().find(|(_, t)| !(1..=86_400).contains(t)) {
+                self.fail(&resource.name, format!("{key} is {found}, from 1 to 86400 is allowed"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn services(&self, d: &Document, ids: &BTreeMap<&u32, ()>) -> Checked {
         let domains = self.unique("failover domain", d.failover_domains.iter().map(|f| &f.name))?;
         for domain in &d.failover_domains {
@@ -227,22 +328,30 @@ impl Checker<'_> {
             for node in &domain.nodes {
                 self.known("node", node, ids)?;
             }
+            if domain.restricted && domain.nodes.is_empty() {
+                let message = format!("failover domain {} is restricted to no node", domain.name.get_ref());
+                self.fail(&domain.name, message)?;
+            }
         }
         self.unique("service", d.services.iter().map(|s| &s.name))?;
         for service in &d.services {
-            self.name("service", &service.name, 64)?;
+            self.name("service", &service.name, SERVICE_NAME_BYTES_MAX)?;
             self.one_of("safety", &service.safety, &["storage", "lease", "power"])?;
             self.one_of("recovery", &service.recovery, &["restart", "relocate", "disable"])?;
             if let Some(domain) = &service.domain {
                 self.known("failover domain", domain, &domains)?;
             }
-            self.unique("resource in the service", service.resources.iter().map(|r| &r.name))?;
-            if service.resources.is_empty() {
-                self.fail(&service.name, format!("service {} has no resource", service.name.get_ref()))?;
-            }
+            self.resources(service)?;
         }
         Ok(())
     }
+}
+
+/// A word that can be part of the name of a file or of a variable.
+fn is_word(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+        && !text.starts_with('.')
 }
 
 #[cfg(test)]
@@ -288,11 +397,66 @@ mod tests {
             |steps: &str| format!("{GOOD}[[node.fence]]\nname = \"power\"\nsteps = [{steps}]\n{device}");
         let step = |action: &str| format!("{{ device = \"pdu\", action = \"{action}\" }}");
         assert!(parse(&level(&format!("{}, {}", step("off"), step("on")))).is_ok());
+        let twice = error(&level(&format!("{}, {}", step("off"), step("off"))));
+        assert!(twice.ends_with("fence level power: the same `off` twice"), "{twice}");
         for steps in [step("on"), format!("{}, {}", step("reboot"), step("off")), String::new()] {
             assert!(error(&level(&steps)).contains("else the node is never off"), "{steps}");
         }
         let slow = format!("{GOOD}{device}timeout_s = 601\n");
         assert_eq!(error(&slow), "7:8: timeout_s is 601, from 1 to 600 is allowed");
+    }
+
+    /// `GOOD` and a service of these resources.
+    fn service(resources: &[&str]) -> String {
+        let resources: Vec<String> =
+            resources.iter().map(|lines| format!("[[service.resource]]\n{lines}\n")).collect();
+        format!("{GOOD}[[service]]\nname = \"web\"\n{}", resources.concat())
+    }
+
+    #[test]
+    fn a_services_resources_are_a_tree_whose_parents_come_first() {
+        let (fs, db) =
+            ("name = \"fs\"\nagent = \"heartbeat:Filesystem\"", "name = \"db\"\nagent = \"/opt/db\"");
+        let child = format!("{db}\nparent = \"fs\"");
+        let document = parse(&service(&[fs, &child])).unwrap();
+        let parents: Vec<Option<&str>> = document.services[0]
+            .resources
+            .iter()
+            .map(|r| r.parent.as_ref().map(|p| p.get_ref().as_str()))
+            .collect();
+        assert_eq!(parents, [None, Some("fs")]);
+        let wanted = "no resource fs stands before it in service web";
+        assert_eq!(error(&service(&[&child, fs])), format!("11:10: {wanted}"));
+        let own = format!("{fs}\nparent = \"fs\"");
+        assert_eq!(error(&service(&[&own])), format!("11:10: {wanted}"));
+        assert_eq!(error(&service(&[fs, fs])), "12:8: resource in the service fs is there twice");
+        assert_eq!(error(&service(&[])), "7:8: service web has no resource");
+    }
+
+    #[test]
+    fn what_no_agent_could_be_given_is_refused() {
+        let with = |lines: &str| error(&service(&[&format!("name = \"r\"\n{lines}")]));
+        for agent in ["x", "../x", "a:", ":b", "a:../b", "./x", ""] {
+            let wanted = format!("10:9: agent `{agent}`: an absolute path or PROVIDER:TYPE is wanted");
+            assert_eq!(with(&format!("agent = \"{agent}\"")), wanted);
+        }
+        assert_eq!(
+            with("agent = \"/x\"\nstop_timeout_s = 0"),
+            "9:8: stop_timeout_s is 0, from 1 to 86400 is allowed"
+        );
+        assert!(
+            with("agent = \"/x\"\nparameters = { \"a=b\" = \"\" }").starts_with("9:8: parameter \"a=b\"")
+        );
+        let many: Vec<String> = (0..65).map(|n| format!("name = \"r{n}\"\nagent = \"/x\"")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(parse(&service(&many[..64])).is_ok());
+        assert!(error(&service(&many)).ends_with("service web has more than 64 resources"));
+        let nowhere = format!("{GOOD}[[failover_domain]]\nname = \"d\"\nnodes = []\nrestricted = true\n");
+        assert_eq!(error(&nowhere), "7:8: failover domain d is restricted to no node");
+        let smuggled = format!(
+            "{GOOD}[[fence_device]]\nname = \"p\"\nagent = \"x\"\nparameters = {{ port = \"1\\naction=on\" }}\n"
+        );
+        assert!(error(&smuggled).starts_with("7:8: parameter \"port\""), "{}", error(&smuggled));
     }
 
     #[test]

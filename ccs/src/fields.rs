@@ -195,7 +195,7 @@ pub const FIELDS: &[Field] = &[
         "Whether a service stays when a better node comes back.",
     ),
     must("failover_domain.nodes", "node ids", "nodes of the document", "Its nodes, best first."),
-    must("service.name", "name", "1 to 64 bytes", "A service."),
+    must("service.name", "name", "1 to 48 bytes", "A service."),
     may(
         "service.safety",
         "lease, storage, power",
@@ -223,14 +223,21 @@ pub const FIELDS: &[Field] = &[
     must(
         "service.resource.name",
         "name",
-        "unique in the service",
+        "1 to 48 bytes, unique in the service",
         "A resource: started after those before it, stopped before them.",
     ),
-    must("service.resource.agent", "path or PROVIDER:TYPE", "", "The OCF agent that runs it."),
+    may(
+        "service.resource.parent",
+        "name",
+        "none",
+        "a resource before it",
+        "What it needs. Children start after their parent, before its next sibling, and stop in the reverse order.",
+    ),
+    must("service.resource.agent", "absolute path or PROVIDER:TYPE", "", "The OCF agent that runs it."),
     may("service.resource.parameters", "table", "{}", "", "Given to it as OCF_RESKEY_NAME."),
-    may("service.resource.start_timeout_s", "s", "20", "", "How long starting may take."),
-    may("service.resource.stop_timeout_s", "s", "20", "", "How long stopping may take."),
-    may("service.resource.monitor_timeout_s", "s", "10", "", "How long a monitor may take."),
+    may("service.resource.start_timeout_s", "s", "20", "1 to 86400", "How long starting may take."),
+    may("service.resource.stop_timeout_s", "s", "20", "1 to 86400", "How long stopping may take."),
+    may("service.resource.monitor_timeout_s", "s", "10", "1 to 86400", "How long a monitor may take."),
     may("service.resource.monitor_interval_ms", "ms", "1000", "", "How often it is monitored."),
 ];
 
@@ -306,6 +313,7 @@ mod tests {
         };
         // Left out where it is nothing.
         found.entry("service.domain".to_owned()).or_insert_with(|| "anywhere".to_owned());
+        found.entry("service.resource.parent".to_owned()).or_insert_with(|| "none".to_owned());
         let documented: BTreeSet<&str> = FIELDS.iter().map(|f| f.path).collect();
         assert_eq!(documented, found.keys().map(String::as_str).collect());
         for field in FIELDS {

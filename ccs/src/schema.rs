@@ -232,7 +232,8 @@ pub struct Service {
     /// Restarts longer ago than this many seconds do not count.
     #[serde(default)]
     pub restart_expire_s: u32,
-    /// Its resources: each starts after those before it and stops before them.
+    /// Its resources, a tree: each starts after its parent and after those before it that have the same parent, and stops
+    /// before them.
     #[serde(default, rename = "resource")]
     pub resources: Vec<Resource>,
 }
@@ -243,6 +244,9 @@ pub struct Service {
 pub struct Resource {
     /// Its name, unique within the service.
     pub name: Spanned<String>,
+    /// The resource it needs: one that stands before it in the same service.
+    #[serde(default)]
+    pub parent: Option<Spanned<String>>,
     /// The OCF agent: a path, or `PROVIDER:TYPE`.
     pub agent: Spanned<String>,
     /// Its parameters (`OCF_RESKEY_…`).

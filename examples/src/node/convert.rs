@@ -116,4 +116,24 @@ mod tests {
             assert_eq!(Times::of(&document.timing).membership.check(), Ok(()), "{timing}");
         }
     }
+
+    #[test]
+    fn whatever_the_configuration_accepts_as_a_fence_the_coordinator_accepts() {
+        let names: Vec<String> = (0..16).map(|n| format!("d{n}")).collect();
+        let value = "v".repeat(4096);
+        let devices: Vec<String> = names
+            .iter()
+            .map(|d| {
+                format!("[[fence_device]]\nname = \"{d}\"\nagent = \"fence_x\"\nparameters = {{ k = \"{value}\" }}\n")
+            })
+            .collect();
+        let steps: Vec<String> = names.iter().map(|d| format!("{{ device = \"{d}\" }}")).collect();
+        let level = format!("[[node.fence]]\nname = \"power\"\nsteps = [{}]\n", steps.join(", "));
+        let node = "[[node]]\nid = 1\nname = \"a\"\naddress = \"192.0.2.1:1\"\n";
+        let text = format!("name = \"c\"\n{node}{}{}", level.repeat(16), devices.concat());
+        let document = quorate_ccs::parse(&text).unwrap();
+        let config = fencing(&document, FencingTiming::lan());
+        assert_eq!(config.check(), Ok(()));
+        assert_eq!((config.methods[&NodeId(1)].len(), config.methods[&NodeId(1)][0].steps.len()), (16, 16));
+    }
 }

@@ -155,7 +155,7 @@ fn services_of(document: &Document, view: &View) -> Vec<ServiceConfig> {
             };
             ServiceConfig {
                 name: service.name.get_ref().clone(),
-                resources: service.resources.iter().map(resource_of).collect(),
+                resources: tree_of(&service.resources, None),
                 domain: domain.map(|d| Domain {
                     nodes: (1..).zip(&d.nodes).map(|(p, n)| (NodeId(*n.get_ref()), p)).collect(),
                     ordered: d.ordered,
@@ -178,6 +178,14 @@ fn services_of(document: &Document, view: &View) -> Vec<ServiceConfig> {
                 },
             }
         })
+        .collect()
+}
+
+/// The resources below one of them, or the roots. The document's check has every parent before its children.
+fn tree_of(all: &[quorate_ccs::schema::Resource], parent: Option<&str>) -> Vec<ResourceConfig> {
+    let below = all.iter().filter(|r| r.parent.as_ref().map(|p| p.get_ref().as_str()) == parent);
+    below
+        .map(|r| ResourceConfig { children: tree_of(all, Some(r.name.get_ref())), ..resource_of(r) })
         .collect()
 }
 
@@ -279,4 +287,44 @@ pub(crate) async fn relocate(world: &World, name: &str, node: Option<u32>) -> Re
     }
     .map_err(|e| e.to_string())?;
     wait(world, name, "runs", |s| runs_on(s, node)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_membership::ClusterId;
+
+    fn services(resources: &str) -> Vec<ServiceConfig> {
+        let text = format!("name = \"c\"\n[[service]]\nname = \"s\"\n{resources}");
+        services_of(&quorate_ccs::parse(&text).unwrap(), &View::empty(ClusterId::from_bytes([1; 16])))
+    }
+
+    #[test]
+    fn parents_of_the_document_become_a_tree_in_its_order() {
+        let resource = |name: &str, parent: &str| {
+            let parent = if parent.is_empty() { String::new() } else { format!("parent = \"{parent}\"\n") };
+            format!("[[service.resource]]\nname = \"{name}\"\nagent = \"heartbeat:Dummy\"\n{parent}")
+        };
+        let written =
+            [("fs", ""), ("ip", ""), ("db", "fs"), ("app", "db"), ("log", "fs")].map(|(n, p)| resource(n, p));
+        let services = services(&written.concat());
+        let order: Vec<&str> = services[0].start_order().into_iter().map(|r| r.name.as_str()).collect();
+        assert_eq!(order, ["fs", "db", "app", "log", "ip"]);
+    }
+
+    #[test]
+    fn whatever_the_configuration_accepts_the_failover_manager_accepts() {
+        let name = "n".repeat(48);
+        let chain: Vec<String> = (0..64)
+            .map(|n| {
+                let parent = if n == 0 { String::new() } else { format!("parent = \"r{}\"\n", n - 1) };
+                format!("[[service.resource]]\nname = \"r{n}\"\nagent = \"a.b-c_d:x\"\n{parent}")
+            })
+            .collect();
+        let parameters = "[service.resource.parameters]\n\"a.b-c_d\" = \"any\\nthing\"\n";
+        let long = format!("[[service.resource]]\nname = \"{name}\"\nagent = \"/x y\"\n{parameters}");
+        for resources in [chain.concat(), long] {
+            assert_eq!(quorate_failover::check(&services(&resources)), Ok(()));
+        }
+    }
 }
