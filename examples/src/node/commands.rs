@@ -1,5 +1,6 @@
 //! Answers to commands on the admin socket.
 
+use super::observer::fence_row;
 use super::why::why;
 use super::world::World;
 use super::{file_api, locks, services};
@@ -341,16 +342,7 @@ impl World {
                 format!("{at} {} by {by}: {}: {result}, after {after} ms", r.victim, r.how)
             })
             .collect();
-        let rows: Vec<Value> = records
-            .iter()
-            .map(|r| {
-                json!({
-                    "unix_ms": r.unix_ms, "victim": r.victim.to_string(), "by": r.by.map(|b| b.to_string()),
-                    "how": r.how.to_string(), "failure": r.result.as_ref().err().map(ToString::to_string),
-                    "after_ms": u64::try_from(r.after.as_millis()).unwrap_or(u64::MAX),
-                })
-            })
-            .collect();
+        let rows: Vec<Value> = records.iter().map(fence_row).collect();
         let open: Vec<String> = self.fencing.status().iter().map(ToString::to_string).collect();
         let text = if lines.is_empty() { "nothing was fenced".to_owned() } else { lines.join("\n") };
         let text = open.iter().fold(text, |text, open| text + "\n" + open);

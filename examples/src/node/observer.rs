@@ -1,8 +1,10 @@
 //! Turns views into events: what changed, and what the node's program has to start because of it.
 
 use crate::events::Events;
+use quorate_fencing::HistoryRecord;
+use quorate_fencing::driver::HistorySink;
 use quorate_membership::{Identity, ResourceId, View, ViewListener};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
@@ -86,4 +88,23 @@ impl ViewListener for Observer {
         self.events.emit("stopped", json!({ "reason": reason }));
         self.stopped.send_replace(Some(reason.to_owned()));
     }
+}
+
+/// Writes what is done against removed lives into the node's events: they outlive the node's own history.
+#[derive(Debug)]
+pub(crate) struct FenceSink(pub(crate) Events);
+
+impl HistorySink for FenceSink {
+    fn record(&self, record: &HistoryRecord) {
+        self.0.emit("fencing", fence_row(record));
+    }
+}
+
+/// One record of the history of fences for programs.
+pub(crate) fn fence_row(r: &HistoryRecord) -> Value {
+    json!({
+        "unix_ms": r.unix_ms, "victim": r.victim.to_string(), "by": r.by.map(|b| b.to_string()),
+        "how": r.how.to_string(), "failure": r.result.as_ref().err(),
+        "after_ms": u64::try_from(r.after.as_millis()).unwrap_or(u64::MAX),
+    })
 }

@@ -4,7 +4,7 @@ use super::convert::{self, Times};
 use super::devices::Devices;
 use super::filesystems::Filesystems;
 use super::inspect::Inspector;
-use super::observer::Observer;
+use super::observer::{FenceSink, Observer};
 use super::services::Services;
 use super::volumes::Volumes;
 use super::{AGAIN, NodeOptions, locks, metrics};
@@ -16,7 +16,7 @@ use quorate_ccs::{ConfigStore, Document};
 use quorate_dlm::Dlm;
 use quorate_dlm::service::{AccessRules, LockServer, ServerConfig};
 use quorate_fencing::FencingConfig;
-use quorate_fencing::driver::{FencingDriver, NoSink};
+use quorate_fencing::driver::FencingDriver;
 use quorate_fencing::supervisor::{LeaseReport, SupervisorLink};
 use quorate_gnbd::client::FenceClient;
 use quorate_gnbd::driver::ClientTls;
@@ -110,7 +110,7 @@ impl World {
             Arc::clone(&runtime),
             Arc::clone(&fence_client) as _,
             FencingConfig::new(times.fencing),
-            Arc::new(NoSink),
+            Arc::new(FenceSink(events.clone())),
         )?;
         let me = node.me();
         events.emit("started", json!({ "pid": std::process::id(), "incarnation": me.incarnation.0 }));

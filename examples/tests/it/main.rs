@@ -5,6 +5,7 @@ mod cluster;
 mod crash;
 mod demo;
 mod faults;
+mod fencing;
 mod identity;
 mod quorum;
 mod refusals;
