@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 const RECORD_FILE: &str = "fence";
 
@@ -144,6 +145,7 @@ impl Fence {
             trust,
             believed: None,
             disk: Arc::new(disk),
+            writing: None,
             events: events.downgrade(),
             gates: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -242,6 +244,8 @@ struct Task {
     /// What the listener was told last.
     believed: Option<Trust>,
     disk: Arc<Disk>,
+    /// The last record on its way to the disk: one at a time, as the machine has it.
+    writing: Option<JoinHandle<()>>,
     events: mpsc::WeakUnboundedSender<Event>,
     gates: BTreeMap<ConnectionId, (Identity, Arc<ConnectionGate>)>,
     answers: BTreeMap<ConnectionId, oneshot::Sender<Answer>>,
@@ -273,13 +277,17 @@ impl Task {
             };
             let event = tokio::select! {
                 event = inbox.recv() => match event {
-                    Some(Event::Stop) | None => return,
+                    Some(Event::Stop) | None => break,
                     Some(event) => event,
                 },
                 Some(id) = drains.recv() => Event::Machine(Input::Closed(id)),
                 () = tick => Event::Machine(Input::Tick),
             };
             self.on_event(event);
+        }
+        if let Some(writing) = self.writing.take() {
+            // What it holds of the directory ends with it, whatever came of it.
+            let _ = writing.await;
         }
     }
 
@@ -357,17 +365,20 @@ impl Task {
         }
     }
 
-    fn persist(&self, token: PersistToken, record: FenceRecord) {
+    fn persist(&mut self, token: PersistToken, record: FenceRecord) {
         let (disk, events) = (Arc::clone(&self.disk), self.events.clone());
-        tokio::task::spawn_blocking(move || {
+        let writing = tokio::task::spawn_blocking(move || {
             let input = match disk.store(&record) {
                 Ok(()) => Input::Persisted(token),
                 Err(e) => Input::PersistFailed { token, detail: e.to_string() },
             };
+            // Before anybody hears of it: whoever stops the server then may open the directory at once.
+            drop(disk);
             if let Some(events) = events.upgrade() {
                 let _ = events.send(Event::Machine(input));
             }
         });
+        self.writing = Some(writing);
     }
 
     fn status(&self) -> FenceStatus {

@@ -8,6 +8,7 @@ mod conform;
 mod interop;
 mod invariants;
 mod kill;
+mod lives;
 mod plain;
 mod reconnect;
 mod sim;
