@@ -1,6 +1,9 @@
-//! `cargo xtask bench dlm`: measurements that print their peer or limit beside them, from the same run.
+//! `cargo xtask bench dlm | membership`: measurements that print their peer or limit beside them, from the same run.
 
+mod child;
 mod dlm;
+mod echo;
+mod membership;
 mod node;
 mod sample;
 mod table;
@@ -28,7 +31,7 @@ impl Options {
 }
 
 const HELP: &str = "\
-usage: cargo xtask bench dlm [--only ROW]... [--runs N] [--json FILE]
+usage: cargo xtask bench dlm|membership [--only ROW]... [--runs N] [--json FILE]
 
 Each figure is the median of N runs (5 by default) with the smallest and the largest, beside its peer's or limit's
 figure from the same runs. It wants a quiet machine: what else runs is measured too.
@@ -51,7 +54,7 @@ fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
         return Ok(());
     };
     if name == "child" {
-        return dlm::child(rest);
+        return child(rest);
     }
     if matches!(name.as_str(), "-h" | "--help" | "help") {
         print!("{HELP}");
@@ -60,7 +63,8 @@ fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
     let options = parse(rest)?;
     let table = match name.as_str() {
         "dlm" => dlm::measure(&options)?,
-        other => return Err(format!("there is no benchmark `{other}`: dlm\n\n{HELP}").into()),
+        "membership" => membership::measure(&options)?,
+        other => return Err(format!("there is no benchmark `{other}`: dlm | membership\n\n{HELP}").into()),
     };
     if table.is_empty() {
         return Err("no row of that name".into());
@@ -69,6 +73,19 @@ fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
         std::fs::write(path, table.json(name)?)?;
     }
     Ok(())
+}
+
+/// A process that a measurement started.
+fn child(args: &[String]) -> Result<(), Box<dyn Error>> {
+    let rest = args.get(1..).unwrap_or_default();
+    match args.first().map(String::as_str) {
+        Some("echo-server") => echo::server(rest),
+        Some("echo-client") => echo::client(rest),
+        Some("stream-sink") => echo::sink(rest),
+        Some("stream-source") => echo::source(rest),
+        Some("peer") => membership::peer(rest),
+        _ => dlm::child(args),
+    }
 }
 
 fn parse(args: &[String]) -> Result<Options, Box<dyn Error>> {

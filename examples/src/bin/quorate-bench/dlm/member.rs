@@ -9,12 +9,14 @@
 //! | `queue FLIGHT MS` | as many pairs as a completion queue can keep under way |
 //! | `plain FLIGHT MS` | the same with a callback and a message for each |
 //! | `watch FROM TO MS` | lock and unlock of these names in turn; how long each took, and when |
+//! | `serve` | opens the lock service for programs, on `lock.sock` in its directory |
 //! | `wait FROM TO` | asks for these in EX; when the last one was granted |
 
-use super::child::{pin, say};
 use super::local::name;
+use crate::child::{pin, say};
 use crate::node::BenchNode;
 use crate::sample::percentile;
+use quorate_dlm::service::{AccessRules, Client, LockServer, ServerConfig};
 use quorate_dlm::{
     Completion, LockCallbacks, LockId, LockManager, LockQueue, LockRequest, Lockspace, LockspaceOptions,
     Mode, MoveOptions, UnlockRequest, What,
@@ -25,7 +27,7 @@ use quorate_membership::{Membership, ResourceId, ResourceKind, View, ViewListene
 use std::error::Error;
 use std::io::BufRead;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -177,6 +179,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
     let mut space: Option<Arc<dyn Lockspace>> = None;
     let kept: Arc<Counter> = Arc::default();
     let mut kept_count = 0;
+    let mut _service = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -192,6 +195,13 @@ pub(crate) fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
                     LockspaceOptions { moves: MoveOptions::NEVER, ..LockspaceOptions::plain(SPACE) };
                 node.dlm.join(&options).await
             })?);
+            say("ok");
+            continue;
+        }
+        if words.first() == Some(&"serve") {
+            let config = ServerConfig { path: socket(Path::new(dir)), access: AccessRules::default() };
+            let (me, manager) = (node.node.me(), node.dlm.clone());
+            _service = Some(LockServer::start(config, me, manager, node.runtime.clone())?);
             say("ok");
             continue;
         }
@@ -239,6 +249,25 @@ pub(crate) fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
             other => return Err(format!("no such order: {other}").into()),
         }
     }
+    Ok(())
+}
+
+fn socket(dir: &Path) -> PathBuf {
+    dir.join("lock.sock")
+}
+
+/// `DIR CPU COUNT`: a program that locks through the service of the member in that directory, as `ping` does.
+pub(crate) fn program(args: &[String]) -> Result<(), Box<dyn Error>> {
+    let [dir, cpu, count] = args else { return Err("program: arguments".into()) };
+    pin(cpu)?;
+    let client = Client::connect(&socket(Path::new(dir)))?;
+    let space = client.open("programs", None)?;
+    // A keeper: the resource stays, as it does where another node's lock is measured.
+    let kept: Arc<Counter> = Arc::default();
+    space.request(LockRequest::new(name(0), Mode::NL), kept.clone())?;
+    kept.wait(1);
+    ping(&space, 500);
+    say(&ping(&space, count.parse()?));
     Ok(())
 }
 

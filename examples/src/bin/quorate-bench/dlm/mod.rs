@@ -1,7 +1,5 @@
 //! The lock manager's rows.
 
-mod child;
-mod echo;
 mod etcd;
 mod local;
 mod member;
@@ -27,9 +25,8 @@ pub(crate) fn child(args: &[String]) -> Result<(), Box<dyn Error>> {
     let rest = args.get(1..).unwrap_or_default();
     match args.first().map(String::as_str) {
         Some("memory") => local::memory_child(),
+        Some("program") => member::program(rest),
         Some("member") => member::run(rest),
-        Some("echo-server") => echo::server(rest),
-        Some("echo-client") => echo::client(rest),
         other => Err(format!("no such child: {other:?}").into()),
     }
 }

@@ -9,8 +9,8 @@
 //! which makes 100,000. The victim has another 200 in EX, which a survivor waits for. Meanwhile the other survivor locks and
 //! unlocks names of the first that the victim never had.
 
-use super::child::Process;
 use crate::Options;
+use crate::child::Process;
 use crate::node::{self, TempDir};
 use crate::sample::Sample;
 use crate::table::{Bar, Better, Row, Table};

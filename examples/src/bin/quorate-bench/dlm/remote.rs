@@ -1,10 +1,10 @@
 //! Locks that another node masters, over loopback with mutual TLS: one at a time, and a thousand under way.
 
-use super::child::Process;
-use super::echo::round_trips;
 use super::member::NAMES;
 use super::{etcd, redis};
 use crate::Options;
+use crate::child::Process;
+use crate::echo::round_trips;
 use crate::node::{self, TempDir};
 use crate::sample::Sample;
 use crate::table::{Bar, Better, Row, Table};
@@ -160,6 +160,7 @@ fn flight(options: &Options, table: &mut Table) -> Result<(), Box<dyn Error>> {
 
 /// The price of the parts: the same lock operation through more and more of them.
 fn parts(options: &Options, table: &mut Table) -> Result<(), Box<dyn Error>> {
+    in_one_host(options, table)?;
     let certificates = TempDir::new()?;
     node::create(certificates.path(), 2)?;
     for (kind, cpus, name, where_) in [
@@ -184,19 +185,52 @@ fn parts(options: &Options, table: &mut Table) -> Result<(), Box<dyn Error>> {
                 }
             }
         }
-        for (at, percent) in ["p50", "p99"].into_iter().enumerate() {
-            let is_lock = pair.is_some();
-            let (figure, peer) = if is_lock { (&ours[at], Some(&echo[at])) } else { (&echo[at], None) };
-            table.add(Row {
-                key: "parts",
-                what: format!("{} over {name}, {where_}, {percent}", if is_lock { "lock" } else { "echo" }),
-                unit: "us",
-                better: Better::Less,
-                ours: figure.clone(),
-                peer: peer.map(|p| ("echo of a message of that size".to_owned(), p.clone())),
-                bar: Bar::None,
-            });
+        if pair.is_some() {
+            part(table, &format!("lock over {name}, {where_}"), ours, Some(echo));
+        } else {
+            part(table, &format!("echo over {name}, {where_}"), echo, None);
         }
+    }
+    Ok(())
+}
+
+fn part(table: &mut Table, what: &str, ours: [Sample; 2], peer: Option<[Sample; 2]>) {
+    let mut peers = peer.into_iter().flatten();
+    for (ours, percent) in ours.into_iter().zip(["p50", "p99"]) {
+        let peer = peers.next().map(|p| ("echo of a message of that size".to_owned(), p));
+        let (what, better) = (format!("{what}, {percent}"), Better::Less);
+        table.add(Row { key: "parts", what, unit: "us", better, ours, peer, bar: Bar::None });
+    }
+}
+
+/// Within the node's process, and from a program of the same host through the node's lock service.
+fn in_one_host(options: &Options, table: &mut Table) -> Result<(), Box<dyn Error>> {
+    let dir = TempDir::new()?;
+    node::create(dir.path(), 1)?;
+    let path = dir.path().to_string_lossy().into_owned();
+    let args = |cpu: &str| vec![path.clone(), "1".into(), cpu.to_owned(), "tcp".to_owned()];
+    for (cpus, where_) in [(PINNED, "pinned"), (APART, "a CPU each")] {
+        let mut node = Process::start("member", &args(cpus[0]))?;
+        node.expect("ready")?;
+        node.ask("join 1")?;
+        node.ask("serve")?;
+        let (mut inside, mut outside): ([Sample; 2], [Sample; 2]) = Default::default();
+        let mut echo: [Sample; 2] = Default::default();
+        let add = |to: &mut [Sample; 2], figures: &[f64]| {
+            to.iter_mut().zip(figures).for_each(|(s, f)| s.add(micros(*f)));
+        };
+        for _ in 0..options.runs {
+            add(&mut inside, &node.ask(&format!("ping {ROUNDS}"))?);
+            let count = (ROUNDS / 4).to_string();
+            let mut program = Process::start("program", &[path.clone(), cpus[1].to_owned(), count])?;
+            add(&mut outside, &program.answer()?);
+            let (p50, p99) = round_trips(TempDir::new()?.path(), "unix", cpus, ROUNDS / 4)?;
+            add(&mut echo, &[p50, p99]);
+        }
+        if cpus == PINNED {
+            part(table, "lock within the process", inside, None);
+        }
+        part(table, &format!("lock over a Unix socket, {where_}"), outside, Some(echo));
     }
     Ok(())
 }
