@@ -267,6 +267,7 @@ fn node_directory(
         listen: listen.to_string(),
         listen_also: Vec::new(),
         join: join.to_vec(),
+        busy_poll_us: 0,
         timing: None,
         metrics: None,
         locks: Vec::new(),

@@ -21,7 +21,7 @@ use quorate_fencing::supervisor::{LeaseReport, SupervisorLink};
 use quorate_gnbd::client::FenceClient;
 use quorate_gnbd::driver::ClientTls;
 use quorate_membership::driver::pki::Credentials;
-use quorate_membership::driver::{Node, NodeConfig, TokioRuntime};
+use quorate_membership::driver::{BUSY_POLL_MAX, Node, NodeConfig, TokioRuntime};
 use quorate_membership::machine::Event;
 use quorate_membership::metrics::{Exposition, Registry};
 use quorate_membership::{Membership, NodeId, Runtime, Sessions};
@@ -85,6 +85,11 @@ impl World {
         let mut config = NodeConfig::lan(dir.join("state"), credentials.clone(), address);
         config.timing = times.membership.clone();
         config.kill_time = times.kill_time();
+        config.busy_poll = Duration::from_micros(settings.busy_poll_us.into());
+        if BUSY_POLL_MAX < config.busy_poll {
+            let most = BUSY_POLL_MAX.as_micros();
+            return Err(format!("node.toml: busy_poll_us: {} is above {most}", settings.busy_poll_us).into());
+        }
         for also in &settings.listen_also {
             config.listen_also.push(also.parse().map_err(|e| format!("node.toml: listen_also: {e}"))?);
         }

@@ -38,6 +38,9 @@ pub struct NodeConfig {
     pub control: TransportKind,
     /// What carries the sessions. TCP answers in 0.56 of QUIC's time (docs of the design), so it is the usual choice.
     pub sessions: TransportKind,
+    /// How long the session loop looks for the next message before it goes to sleep, 0 (never, the default) to
+    /// [`BUSY_POLL_MAX`](super::BUSY_POLL_MAX), which more counts as: a CPU given for latency. Each node for itself.
+    pub busy_poll: Duration,
     /// The node program's event loops, which must turn for the node to count as alive.
     pub progress: Progress,
 }
@@ -58,6 +61,7 @@ impl NodeConfig {
             kill_time: Duration::from_millis(500),
             control: TransportKind::Quic,
             sessions: TransportKind::Tcp,
+            busy_poll: Duration::ZERO,
             progress: Progress::new(),
         }
     }

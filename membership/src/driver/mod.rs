@@ -4,6 +4,7 @@
 //! carries the sessions and calls every listener and service; `quorate-state` makes promises durable. Nothing on the
 //! first ever waits for the other two (R8).
 
+mod busy;
 mod config;
 mod control;
 mod groups;
@@ -18,6 +19,7 @@ mod state;
 mod storage;
 pub mod transport;
 
+pub use busy::BUSY_POLL_MAX;
 pub use config::{
     AgreedTimes, CreateError, NodeConfig, StartError, create_cluster, create_cluster_with, random,
 };

@@ -1,5 +1,6 @@
 //! A running node: its threads, and the faces it shows to the other crates.
 
+use super::busy::BusyPoll;
 use super::config::{AgreedTimes, NodeConfig, StartError, random};
 use super::control::{Command, Control, Parts};
 use super::link::{Me, Mesh, RosterCheck};
@@ -280,7 +281,11 @@ impl Node {
 
         let (commands, commands_in) = mpsc::unbounded_channel();
         let (lane, lane_in) = mpsc::unbounded_channel();
-        let sessions = SessionShared::new(SessionMachine::new(identity, Limits::standard()), identity);
+        let sessions = SessionShared::new(
+            SessionMachine::new(identity, Limits::standard()),
+            identity,
+            BusyPoll::new(config.busy_poll),
+        );
         let shared = Arc::new(Shared {
             me: identity,
             lease: Lease::new(),
@@ -295,7 +300,8 @@ impl Node {
             ended: watch::Sender::new(Ended::No),
             links: LinkTable::new(config.timing.heartbeat_interval),
         });
-        let (control_rt, lane_rt) = (runtime()?, runtime()?);
+        let control_rt = runtime()?;
+        let lane_rt = BusyPoll::runtime(config.busy_poll).map_err(system("a runtime"))?;
         let same = config.control == config.sessions;
         let roster = RosterCheck::default();
         let (control_transport, lane_transport) = {

@@ -1,6 +1,7 @@
 //! The session loop: the session machine's connections, and the one thread on which listeners and services are called.
 
 use super::boottime;
+use super::busy::BusyPoll;
 use super::control::{Command, Reply, targets};
 use super::link::{Established, FrameReader, Mesh, MeshEvent, OutQueue, RosterCheck, write_out};
 use super::node::Shared;
@@ -77,10 +78,11 @@ pub(super) struct SessionShared {
     wakes_at: AtomicU64,
     wake: Notify,
     to_myself: AtomicUsize,
+    pub(super) busy: BusyPoll,
 }
 
 impl SessionShared {
-    pub(super) fn new(machine: SessionMachine, me: Identity) -> Self {
+    pub(super) fn new(machine: SessionMachine, me: Identity, busy: BusyPoll) -> Self {
         let state = State { machine, links: BTreeMap::new(), stopped: false };
         Self {
             me,
@@ -90,6 +92,7 @@ impl SessionShared {
             wakes_at: AtomicU64::new(u64::MAX),
             wake: Notify::new(),
             to_myself: AtomicUsize::new(0),
+            busy,
         }
     }
 
@@ -129,6 +132,8 @@ impl SessionShared {
             }
         }
         self.note_deadline(&state);
+        drop(state);
+        self.busy.active();
         Ok(())
     }
 
@@ -286,6 +291,10 @@ impl Lane {
         let mut links: BTreeMap<LinkId, LinkInfo> = BTreeMap::new();
         let mut next_link = 0;
         let mut joined = false;
+        if self.shared.sessions.busy.is_on() {
+            let shared = self.shared.clone();
+            tokio::spawn(async move { shared.sessions.busy.spin().await });
+        }
         loop {
             self.beat.turned();
             let wait = self.prepare_wait();
@@ -550,5 +559,6 @@ async fn read_frames(
         if let Err(error) = frames.fill(&mut *read).await {
             return error;
         }
+        sessions.busy.active();
     }
 }

@@ -98,10 +98,12 @@ impl BenchNode {
         id: u32,
         contacts: &[(u32, SocketAddr)],
         sessions: TransportKind,
+        busy_poll: Duration,
     ) -> Result<Self, Box<dyn Error>> {
         let listen = "127.0.0.1:0".parse()?;
         let mut config = NodeConfig::lan(dir.join(format!("state{id}")), credentials(dir, id)?, listen);
         config.sessions = sessions;
+        config.busy_poll = busy_poll;
         for (other, address) in contacts {
             config.peers.insert(NodeId(*other), vec![*address]);
         }

@@ -74,7 +74,7 @@ fn alone() -> Result<Alone, Box<dyn Error>> {
     let dir = TempDir::new()?;
     node::create(dir.path(), 1)?;
     let (node, space) = runtime.block_on(async {
-        let node = BenchNode::start(dir.path(), 1, &[], TransportKind::Tcp)?;
+        let node = BenchNode::start(dir.path(), 1, &[], TransportKind::Tcp, std::time::Duration::ZERO)?;
         node.wait_members(1).await;
         let space = node.dlm.join(&LockspaceOptions::plain("bench")).await?;
         Ok::<_, Box<dyn Error>>((node, space))

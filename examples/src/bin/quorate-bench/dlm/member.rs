@@ -35,6 +35,9 @@ use std::time::Duration;
 /// The lockspace of all measurements.
 const SPACE: &str = "bench";
 
+/// How long nodes of the kind `tcp-busy` look for the next message.
+pub(crate) const BUSY_POLL: Duration = Duration::from_micros(200);
+
 /// Names that the throughput rows go round through.
 pub(crate) const NAMES: u64 = 4_096;
 
@@ -171,7 +174,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let node = {
         let _context = runtime.enter();
-        BenchNode::start(Path::new(dir), id.parse()?, &contacts, transport(kind))?
+        let busy = if kind == "tcp-busy" { BUSY_POLL } else { Duration::ZERO };
+        BenchNode::start(Path::new(dir), id.parse()?, &contacts, transport(kind), busy)?
     };
     let watch = Arc::new(Watch::default());
     node.node.subscribe(watch.clone());

@@ -58,12 +58,13 @@ fn micros(ns: f64) -> f64 {
 }
 
 pub(crate) fn measure(options: &Options, table: &mut Table) -> Result<(), Box<dyn Error>> {
-    for (key, what, cpus, bar) in [
-        ("remote-pinned", "both nodes on one CPU", PINNED, Bar::Within(1.2)),
-        ("remote-apart", "a CPU each, asleep between messages", APART, Bar::None),
+    for (key, what, cpus, kind, bar) in [
+        ("remote-pinned", "both nodes on one CPU", PINNED, "tcp", Bar::Within(1.2)),
+        ("remote-apart", "a CPU each, asleep between messages", APART, "tcp", Bar::None),
+        ("remote-busy", "a CPU each, both busy-polling", APART, "tcp-busy", Bar::None),
     ] {
         if options.wants(key) {
-            round_trip(options, table, key, what, cpus, bar)?;
+            round_trip(options, table, (key, what, bar), cpus, kind)?;
         }
     }
     if options.wants("flight") {
@@ -78,15 +79,14 @@ pub(crate) fn measure(options: &Options, table: &mut Table) -> Result<(), Box<dy
 fn round_trip(
     options: &Options,
     table: &mut Table,
-    key: &'static str,
-    what: &str,
+    (key, what, bar): (&'static str, &str, Bar),
     cpus: [&str; 2],
-    bar: Bar,
+    kind: &str,
 ) -> Result<(), Box<dyn Error>> {
     let (mut ours, mut echo) = (Sample::default(), Sample::default());
     let certificates = TempDir::new()?;
     node::create(certificates.path(), 2)?;
-    let mut pair = Pair::start(cpus, "tcp")?;
+    let mut pair = Pair::start(cpus, kind)?;
     pair.user.ask("ping 2000")?;
     for _ in 0..options.runs {
         echo.add(micros(round_trips(certificates.path(), "tcp", cpus, ROUNDS)?.0));
