@@ -12,8 +12,8 @@
 //!
 //! **Guarantees**: only the quorate member with the lowest id fences; what it has seen off it does not turn off again;
 //! nothing is proven at storage or lease level before the victim's lease is over (R8, R9). **Limit**: a member with a lower
-//! id that comes while a method runs does not know of it, and may turn the victim off once more. **Assumes**: the clock rates of nodes are bounded as
-//! R8 says; an agent that reports success, and whose status says "off", tells the truth.
+//! id that comes while a method runs does not know of it, and may turn the victim off once more. **Assumes**: the clock
+//! rates of nodes are bounded as R8 says; an agent that reports success, and whose status says "off", tells the truth.
 //!
 //! ```
 //! use quorate_fencing::machine::{Coordinator, Input};

@@ -649,6 +649,20 @@ fn a_member_gets_services_as_soon_as_its_manager_speaks_and_not_before() {
 }
 
 #[test]
+fn a_manager_that_starts_late_learns_what_was_ordered_before_it() {
+    let mut s = Scene::new(1, vec![web()]);
+    s.command(1, Command::Disable).unwrap();
+    s.did();
+    // What the others said when the node became a member found nobody there.
+    s.add_member(2);
+    s.run();
+    s.manager_starts(2);
+    assert_eq!(s.status().target, Target::Disabled);
+    s.pass(Duration::from_secs(600));
+    assert!(s.did().is_empty(), "nobody starts it but a person");
+}
+
+#[test]
 fn outside_a_restricted_domain_it_does_not_run() {
     let restricted = Domain { restricted: true, ..domain(&[3]) };
     let mut s = Scene::new(2, vec![ServiceConfig { domain: Some(restricted), ..web() }]);
