@@ -1,6 +1,6 @@
 //! Volume groups of a cluster: every change under the group's lock, every activation a lock.
 
-use crate::format::{Entropy, LabelError, SystemEntropy, Uuid};
+use crate::format::{Entropy, LabelError, SECTOR_BYTES, SystemEntropy, Uuid, Value};
 use crate::locks::{Lock, LockFailure, lock_name, seqno_of, value_of};
 use crate::model::{ChangeError, NewPv, VolumeGroup, Writer};
 use crate::store::{CommitError, FoundPv, NamedDevice, Problem, Scan, StoreError, commit, mark_used};
@@ -558,6 +558,19 @@ fn new_pvs(found: &[FoundPv]) -> Vec<NewPv> {
     found.iter().map(new).collect()
 }
 
+/// Says in the metadata of new physical volumes what their labels keep for a boot loader: LVM2 believes the metadata, and
+/// writes the label anew without what it does not find there.
+fn keep_bootloader(group: &mut VolumeGroup, added: &[FoundPv]) {
+    for pv in &mut group.pvs {
+        let found = added.iter().find(|f| f.label.uuid == pv.id);
+        if let Some(area) = found.and_then(|f| f.label.bootloader.first()) {
+            let sectors = |bytes: u64| i64::try_from(bytes / SECTOR_BYTES as u64).unwrap_or(i64::MAX);
+            pv.other.push("ba_start", Value::Int(sectors(area.offset)));
+            pv.other.push("ba_size", Value::Int(sectors(area.size)));
+        }
+    }
+}
+
 fn devices_of(cached: &Cached) -> BTreeMap<String, Device> {
     let device = |id: Uuid| cached.pvs.iter().find(|f| f.label.uuid == id).map(|f| f.named.device.clone());
     cached.group.pvs.iter().filter_map(|pv| Some((pv.name.clone(), device(pv.id)?))).collect()
@@ -607,7 +620,8 @@ impl VolumeManager for ClusterVolumes {
                 if groups.values().any(|g| g.name == name) {
                     return Err(VolumeError::GroupExists(name.clone()));
                 }
-                let group = VolumeGroup::create(&name, shared.uuid()?, extent_bytes, &new_pvs(&pvs))?;
+                let mut group = VolumeGroup::create(&name, shared.uuid()?, extent_bytes, &new_pvs(&pvs))?;
+                keep_bootloader(&mut group, &pvs);
                 // A name too long for a lock must not become a group that nobody can use.
                 lock_name('V', &name).map_err(lock_error(format!("volume group {name}")))?;
                 let slot = shared.slot(&name);
@@ -631,8 +645,13 @@ impl VolumeManager for ClusterVolumes {
         Box::pin(self.finish(async move {
             let work = async {
                 let pvs = shared.orphans(&devices).await?;
-                let new = new_pvs(&pvs);
-                shared.change(&name, "extended by quorate", pvs, move |g| Ok(g.extend(&new)?)).await
+                let added = pvs.clone();
+                let edit = move |g: &mut VolumeGroup| {
+                    g.extend(&new_pvs(&added))?;
+                    keep_bootloader(g, &added);
+                    Ok(())
+                };
+                shared.change(&name, "extended by quorate", pvs, edit).await
             };
             shared.with_global(Mode::EX, work).await
         }))

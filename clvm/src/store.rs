@@ -136,6 +136,7 @@ impl NamedDevice {
             device_bytes: self.device.geometry().size_bytes,
             data: vec![Area { offset: DATA_BYTES, size: 0 }],
             metadata: vec![AREA],
+            bootloader: vec![],
             is_used: false,
         };
         // The label last: without it nothing else is looked at.

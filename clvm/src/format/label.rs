@@ -39,6 +39,8 @@ pub struct Label {
     pub data: Vec<Area>,
     /// Where metadata is.
     pub metadata: Vec<Area>,
+    /// What is kept for a boot loader; not used here.
+    pub bootloader: Vec<Area>,
     /// Whether it belongs to a volume group; only a hint.
     pub is_used: bool,
 }
@@ -120,7 +122,10 @@ impl Label {
         let version = u32_at(header, at).unwrap_or(0);
         let flags = u32_at(header, at + 4).unwrap_or(0);
         let is_used = 2 <= version && flags & FLAG_USED != 0;
-        Ok(Self { sector, uuid, device_bytes, data, metadata, is_used })
+        at += 8;
+        let bootloader = if version == 0 { None } else { areas(header, &mut at) };
+        let bootloader = bootloader.unwrap_or_default();
+        Ok(Self { sector, uuid, device_bytes, data, metadata, bootloader, is_used })
     }
 
     /// The sector.
@@ -141,6 +146,10 @@ impl Label {
         }
         contents.extend_from_slice(&2_u32.to_le_bytes());
         contents.extend_from_slice(&(if self.is_used { FLAG_USED } else { 0 }).to_le_bytes());
+        for area in &self.bootloader {
+            contents.extend_from_slice(&area.offset.to_le_bytes());
+            contents.extend_from_slice(&area.size.to_le_bytes());
+        }
         assert!(CONTENTS + contents.len() + 16 <= SECTOR_BYTES, "a label has room for its areas");
         let mut sector = [0; SECTOR_BYTES];
         sector[..8].copy_from_slice(b"LABELONE");
@@ -179,6 +188,7 @@ mod tests {
             device_bytes: 64 << 20,
             data: vec![Area { offset: 1 << 20, size: 0 }],
             metadata: vec![Area { offset: 4096, size: 1_044_480 }],
+            bootloader: vec![],
             is_used: true,
         }
     }
@@ -203,6 +213,10 @@ mod tests {
         assert_eq!(Label::find(&start), Err(LabelError::None));
         start[SECTOR_BYTES..2 * SECTOR_BYTES].copy_from_slice(&label().encode());
         assert_eq!(Label::find(&start), Ok(label()));
+        let booted = Label { bootloader: vec![Area { offset: 2 << 20, size: 1 << 20 }], ..label() };
+        start[SECTOR_BYTES..2 * SECTOR_BYTES].copy_from_slice(&booted.encode());
+        assert_eq!(Label::find(&start), Ok(booted), "what is kept for a boot loader is not lost");
+        start[SECTOR_BYTES..2 * SECTOR_BYTES].copy_from_slice(&label().encode());
         start.rotate_left(SECTOR_BYTES);
         assert_eq!(Label::find(&start), Err(LabelError::OtherSector { sector: 0, says: 1 }));
     }

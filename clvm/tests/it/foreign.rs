@@ -16,6 +16,7 @@ fn physical_volume(mib: u64, id: u8, metadata: &[Area], is_used: bool) -> Memory
         device_bytes: mib * MIB,
         data: vec![Area { offset: MIB, size: 0 }],
         metadata: metadata.to_vec(),
+        bootloader: vec![],
         is_used,
     };
     let mut bytes = vec![0; (mib * MIB) as usize];

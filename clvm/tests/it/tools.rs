@@ -212,10 +212,11 @@ fn what_lvm_made_we_read_and_change() {
     assert!(!String::from_utf8_lossy(&check.stderr).contains("WARNING"), "{check:?}");
 }
 
-/// LVM2 leaves the second metadata area at the end of a device out of the extents it gives away; so do we.
+/// LVM2 leaves the second metadata area at the end of a device out of the extents it gives away, and keeps what is there
+/// for a boot loader; so do we.
 #[test]
-fn a_physical_volume_with_two_areas_has_as_many_extents_as_lvm_gives_it() {
-    let test = "a_physical_volume_with_two_areas_has_as_many_extents_as_lvm_gives_it";
+fn a_physical_volume_as_lvm_can_make_it_is_taken_as_lvm_takes_it() {
+    let test = "a_physical_volume_as_lvm_can_make_it_is_taken_as_lvm_takes_it";
     let dir = Dir::new("two");
     std::fs::create_dir(dir.0.join("lvm")).expect("created");
     let disks = [image(&dir, "a", 32), image(&dir, "b", 32)];
@@ -229,7 +230,7 @@ fn a_physical_volume_with_two_areas_has_as_many_extents_as_lvm_gives_it() {
         lvm_ok(&dir, &args)
     };
     for l in &loops {
-        with(&["pvcreate", "-q", "--metadatacopies", "2", &l.0]);
+        with(&["pvcreate", "-q", "--metadatacopies", "2", "--bootloaderareasize", "1m", &l.0]);
     }
     with(&["vgcreate", "-q", "-s", "1m", "theirs", &loops[0].0]);
     loops.iter().for_each(Loop::flush);
@@ -239,8 +240,18 @@ fn a_physical_volume_with_two_areas_has_as_many_extents_as_lvm_gives_it() {
     });
     let vgs = with(&["vgs", "--noheadings", "-o", "vg_name,vg_extent_count"]);
     let fields: Vec<&str> = vgs.split_whitespace().collect();
-    assert_eq!(fields, ["ours", "30", "theirs", "30"]);
+    assert_eq!(fields, ["ours", "29", "theirs", "29"]);
     with(&["vgck", "ours"]);
+    // What is kept for a boot loader stays, also when LVM2 changes our group.
+    let kept = || {
+        with(&["pvs", "--noheadings", "--nosuffix", "--units", "k", "-o", "vg_name,pv_ba_start,pv_ba_size"])
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(kept(), ["theirs", "1024.00", "1024.00", "ours", "1024.00", "1024.00"]);
+    with(&["vgchange", "-q", "--addtag", "kept", "ours"]);
+    assert_eq!(kept(), ["theirs", "1024.00", "1024.00", "ours", "1024.00", "1024.00"]);
     // Both copies on the device are those of the newest group.
     let check = lvm(&dir, &["vgs", "--devices", &devices, "ours"]);
     assert!(!String::from_utf8_lossy(&check.stderr).contains("WARNING"), "{check:?}");
