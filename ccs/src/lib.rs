@@ -33,6 +33,10 @@ mod machine;
 pub mod schema;
 mod wire;
 
+#[cfg(all(test, feature = "sim"))]
+#[global_allocator]
+static ALLOCATOR: quorate_membership::sim::CountingAllocator = quorate_membership::sim::CountingAllocator;
+
 pub use check::{DocumentError, parse};
 pub use diff::diff;
 pub use entry::{Entry, HISTORY_MAX, RequestKey, Stored};

@@ -66,7 +66,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Message, WireError> {
         return Err(WireError::TooLong(bytes.len()));
     }
     match bytes.split_first() {
-        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|_| WireError::Malformed),
+        Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
+            Ok((message, [])) => Ok(message),
+            _ => Err(WireError::Malformed),
+        },
         Some((version, _)) => Err(WireError::Version(*version)),
         None => Err(WireError::Malformed),
     }
@@ -96,6 +99,42 @@ mod tests {
         let message = Message::Commit { term: Epoch(7), version: 3 };
         assert_eq!(decode(&encode(&message)), Ok(message));
         assert_eq!(decode(&[9, 0]), Err(WireError::Version(9)));
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn hostile_messages_of_every_kind_are_an_error_or_a_message() {
+        use quorate_membership::sim::{hostile, samples};
+        use quorate_membership::{Identity, Incarnation, NodeId};
+        let read = |bytes: &[u8]| match decode(bytes) {
+            Ok(message) => {
+                assert_eq!(decode(&encode(&message)), Ok(message));
+                true
+            }
+            Err(_) => false,
+        };
+        let mut samples = samples(&[VERSION], 0..8, read);
+        let request = RequestKey { by: Identity::new(NodeId(1), Incarnation(300)), number: 2 };
+        let entry = |version| Entry {
+            stamp: Epoch(9),
+            version,
+            request,
+            author: "a person".into(),
+            written_at: 1_700_000_000,
+            text: "name = \"test\"\n".repeat(20),
+        };
+        let history: Vec<Entry> = (1..5).map(entry).collect();
+        let voter_sets = vec![(Epoch(3), VoterSet::default())];
+        samples.push(encode(&Message::State {
+            term: Epoch(9),
+            state: StateId::from_bytes([3; 16]),
+            accepted: Some(entry(5)),
+            history: history.clone(),
+            voter_sets: voter_sets.clone(),
+        }));
+        samples.push(encode(&Message::CatchUp { term: Epoch(9), history, voter_sets }));
+        let verdicts = hostile(&samples, 300, read);
+        assert!(500 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
     }
 
     proptest! {

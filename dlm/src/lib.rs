@@ -83,6 +83,10 @@ mod table;
 mod take;
 mod wire;
 
+#[cfg(all(test, feature = "sim"))]
+#[global_allocator]
+static ALLOCATOR: quorate_membership::sim::CountingAllocator = quorate_membership::sim::CountingAllocator;
+
 pub use api::{
     Completion, FencingToken, Grant, Holder, JoinError, LockCallbacks, LockError, LockId, LockManager,
     Lockspace, LockspaceOptions, MoveOptions, Range, ValueBlock,

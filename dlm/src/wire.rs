@@ -37,7 +37,7 @@ impl Generation {
 
     /// That of the next master, if it moves. `None`: it has moved too often and stays.
     pub(crate) fn moved(self) -> Option<Self> {
-        let number = self.number + 1;
+        let number = self.number.checked_add(1)?;
         (!number.is_multiple_of(Self::STEP)).then_some(Self { number, ..self })
     }
 }
@@ -425,6 +425,27 @@ mod tests {
             Frame::decode(&vec![1; FRAME_BYTES_MAX + 1]),
             Err(WireError::TooLarge(FRAME_BYTES_MAX + 1))
         );
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn hostile_frames_with_every_message_are_an_error_or_within_the_limits() {
+        use quorate_membership::sim::{hostile, samples};
+        let read = |bytes: &[u8]| match Frame::decode(bytes) {
+            Ok(frame) => {
+                assert!(frame.messages.iter().all(|m| m.check().is_ok()));
+                assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
+                true
+            }
+            Err(_) => false,
+        };
+        let mut header = frame(Message::LeavingAck).encode();
+        let last = header.pop();
+        assert_eq!(last, Some(23), "the byte of the kind");
+        let mut samples = samples(&header, 0..26, read);
+        samples.extend(sample().iter().map(Frame::encode));
+        let verdicts = hostile(&samples, 200, read);
+        assert!(1_000 < verdicts.taken && 1_000 < verdicts.refused, "{verdicts:?}");
     }
 
     proptest! {

@@ -39,6 +39,10 @@ mod place;
 mod shared;
 mod status;
 
+#[cfg(all(test, feature = "sim"))]
+#[global_allocator]
+static ALLOCATOR: quorate_membership::sim::CountingAllocator = quorate_membership::sim::CountingAllocator;
+
 pub use config::{
     Agent, ConfigError, Domain, NAME_BYTES_MAX, RESOURCES_MAX, Recovery, ResourceConfig, ServiceConfig,
     Timeouts, check,

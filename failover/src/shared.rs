@@ -13,6 +13,9 @@ pub const ANNOUNCEMENT_BYTES_MAX: usize = 1 << 20;
 /// The version of the announcement's layout.
 const WIRE_VERSION: u8 = 1;
 
+/// The highest version of a value: one above it must be left for the next change.
+const COUNT_MAX: u64 = u64::MAX / 2;
+
 /// A value and who wrote it when; of two the later wins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Versioned<T> {
@@ -113,8 +116,10 @@ impl Announcement {
         if ANNOUNCEMENT_BYTES_MAX < bytes.len() {
             return Err(MalformedAnnouncement);
         }
-        let it: Self = postcard::from_bytes(bytes).map_err(|_| MalformedAnnouncement)?;
-        if it.version == WIRE_VERSION { Ok(it) } else { Err(MalformedAnnouncement) }
+        match postcard::take_from_bytes::<Self>(bytes) {
+            Ok((it, [])) if it.version == WIRE_VERSION && it.newest() <= COUNT_MAX => Ok(it),
+            _ => Err(MalformedAnnouncement),
+        }
     }
 
     /// The highest version in it.
@@ -141,6 +146,57 @@ mod tests {
         assert!(ab.merge(&b));
         assert!(!ba.merge(&a));
         assert_eq!(ab, ba);
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn hostile_announcements_are_refused_or_merged() {
+        use crate::Idle;
+        let by = Identity::new(NodeId(1), Incarnation(300));
+        let states = [
+            StateName::Stopped(Idle::Disabled),
+            StateName::Stopped(Idle::NoNode),
+            StateName::Stopped(Idle::FailedEverywhere),
+            StateName::WaitingForFence,
+            StateName::Starting,
+            StateName::Running,
+            StateName::Stopping,
+            StateName::StopFailed,
+        ];
+        let targets = [Target::Enabled(None), Target::Enabled(Some(NodeId(2))), Target::Disabled];
+        let facts = |i: usize, state: StateName| Facts {
+            target: targets.get(i % 4).map(|value| Versioned { count: 1 << i, by, value: *value }),
+            failed: [(by, Versioned { count: 4, by, value: i.is_multiple_of(2).then(|| "no".to_owned()) })]
+                .into(),
+            report: Some(Versioned {
+                count: 9,
+                by,
+                value: Report { state, detail: i.is_multiple_of(3).then(|| "why".to_owned()), restarts: 7 },
+            }),
+        };
+        let all: BTreeMap<String, Facts> =
+            states.into_iter().enumerate().map(|(i, s)| (format!("service{i}"), facts(i, s))).collect();
+        let mut samples: Vec<Vec<u8>> = all
+            .iter()
+            .map(|(name, facts)| Announcement::new(false, [(name.clone(), facts.clone())].into()).encode())
+            .collect();
+        samples.push(Announcement::new(true, all.clone()).encode());
+        let verdicts =
+            quorate_membership::sim::hostile(&samples, 500, |bytes| match Announcement::decode(bytes) {
+                Ok(it) => {
+                    assert!(it.newest() <= COUNT_MAX);
+                    assert_eq!(Announcement::decode(&it.encode()).as_ref(), Ok(&it));
+                    let mut mine = all.clone();
+                    for (name, facts) in &it.facts {
+                        let known = mine.entry(name.clone()).or_default();
+                        known.merge(facts);
+                        assert!(!known.merge(facts), "merged once is merged");
+                    }
+                    true
+                }
+                Err(MalformedAnnouncement) => false,
+            });
+        assert!(200 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
     }
 
     proptest! {

@@ -39,6 +39,10 @@ pub mod proto;
 #[cfg(feature = "server")]
 pub mod server;
 
+#[cfg(all(test, feature = "sim"))]
+#[global_allocator]
+static ALLOCATOR: quorate_membership::sim::CountingAllocator = quorate_membership::sim::CountingAllocator;
+
 pub use buf::{BUF_ALIGN_BYTES, Buf};
 pub use device::{BlockDevice, Device, DynBlockDevice, Geometry, IoError, WriteFlags, ZeroFlags};
 #[cfg(feature = "file")]

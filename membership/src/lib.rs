@@ -22,6 +22,10 @@ mod time;
 mod trust;
 mod view;
 
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: sim::CountingAllocator = sim::CountingAllocator;
+
 pub use delta::{Delta, Step};
 pub use evidence::{
     BrokenPair, COUNTS_MAX, Count, Evidence, LOSS_WINDOW, NOTE_BYTES_MAX, OBSERVATIONS_MAX, Observation,

@@ -57,17 +57,24 @@ pub fn load(path: &Path, cluster: ClusterId) -> Result<Stored, FileError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stored::empty(cluster)),
         Err(source) => return Err(FileError::Io { path: path.into(), source }),
     };
-    let damaged = |what| FileError::Damaged { path: path.into(), what };
-    let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("no magic"))?;
-    let (crc, body) = rest.split_first_chunk::<4>().ok_or_else(|| damaged("too short"))?;
-    if u32::from_le_bytes(*crc) != crc32c::crc32c(body) {
-        return Err(damaged("wrong checksum"));
-    }
-    let stored: Stored = postcard::from_bytes(body).map_err(|_| damaged("unreadable"))?;
+    let stored = read(&bytes).map_err(|what| FileError::Damaged { path: path.into(), what })?;
     if stored.cluster != cluster {
         return Err(FileError::OtherCluster { path: path.into(), found: stored.cluster, expected: cluster });
     }
     Ok(stored)
+}
+
+/// The state in a file's bytes, or what is wrong with them.
+fn read(bytes: &[u8]) -> Result<Stored, &'static str> {
+    let rest = bytes.strip_prefix(MAGIC).ok_or("no magic")?;
+    let (crc, body) = rest.split_first_chunk::<4>().ok_or("too short")?;
+    if u32::from_le_bytes(*crc) != crc32c::crc32c(body) {
+        return Err("wrong checksum");
+    }
+    match postcard::take_from_bytes(body) {
+        Ok((stored, [])) => Ok(stored),
+        _ => Err("unreadable"),
+    }
 }
 
 /// Replaces the file: written beside it, made durable, renamed, and the name made durable.
@@ -109,5 +116,50 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         assert!(load(&path, cluster).unwrap_err().to_string().contains("wrong checksum"));
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn hostile_files_with_a_right_checksum_are_refused_or_read() {
+        use quorate_membership::sim::hostile;
+        let entry = |version| crate::Entry {
+            stamp: quorate_membership::Epoch(9),
+            version,
+            request: crate::RequestKey {
+                by: quorate_membership::Identity::new(
+                    quorate_membership::NodeId(1),
+                    quorate_membership::Incarnation(2),
+                ),
+                number: 7,
+            },
+            author: "a person".into(),
+            written_at: 1,
+            text: "name = \"test\"".into(),
+        };
+        let mut stored = Stored::empty(ClusterId::from_bytes([1; 16]));
+        stored.history = (1..4).map(entry).collect();
+        stored.accepted = Some(entry(4));
+        stored.voter_sets = vec![(quorate_membership::Epoch(2), Default::default())];
+        let bodies = [
+            postcard::to_stdvec(&stored).unwrap(),
+            postcard::to_stdvec(&Stored::empty(stored.cluster)).unwrap(),
+        ];
+        let verdicts = hostile(&bodies, 1_000, |body| {
+            let bytes = [&MAGIC[..], &crc32c::crc32c(body).to_le_bytes(), body].concat();
+            let mut torn = bytes.clone();
+            torn.pop();
+            assert!(read(&torn).is_err());
+            match read(&bytes) {
+                Ok(stored) => {
+                    assert_eq!(postcard::from_bytes(&postcard::to_stdvec(&stored).unwrap()), Ok(stored));
+                    true
+                }
+                Err(what) => {
+                    assert_eq!(what, "unreadable");
+                    false
+                }
+            }
+        });
+        assert!(100 < verdicts.taken && 300 < verdicts.refused, "{verdicts:?}");
     }
 }

@@ -237,6 +237,36 @@ mod tests {
         assert_eq!(take_frame::<ToClient>(&bytes).unwrap().unwrap().0, long);
     }
 
+    #[cfg(feature = "sim")]
+    #[test]
+    fn damaged_messages_of_every_kind_in_both_directions_are_an_error_or_a_message() {
+        use quorate_membership::sim::{hostile, samples};
+        fn read<T: for<'a> Deserialize<'a> + Serialize + PartialEq + core::fmt::Debug>(body: &[u8]) -> bool {
+            let frame = [&u32::try_from(body.len()).unwrap().to_le_bytes()[..], body].concat();
+            match take_frame::<T>(&frame) {
+                Ok(Some((message, used))) => {
+                    assert_eq!(used, frame.len());
+                    let mut again = Vec::new();
+                    push_frame(&mut again, &message);
+                    assert_eq!(take_frame::<T>(&again).unwrap().unwrap().0, message);
+                    true
+                }
+                Ok(None) => panic!("the frame is whole"),
+                Err(_) => false,
+            }
+        }
+        let mut to_server = samples(&[], 0..9, read::<ToServer>);
+        for sample in super::tests::samples() {
+            let mut frame = Vec::new();
+            push_frame(&mut frame, &sample);
+            to_server.push(frame.split_off(4));
+        }
+        let verdicts = hostile(&to_server, 300, read::<ToServer>);
+        assert!(500 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
+        let verdicts = hostile(&samples(&[], 0..6, read::<ToClient>), 300, read::<ToClient>);
+        assert!(500 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
+    }
+
     proptest! {
         #[test]
         fn hostile_bytes_give_an_error_or_a_message(

@@ -18,6 +18,8 @@ use tokio::net::TcpStream;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// So many answers to one option are more than any server has to say.
 const REPLIES_MAX: usize = 4096;
+/// How many bytes they may have together: the longest answer to one of our own options, and room.
+const REPLIES_BYTES_MAX: usize = PRIVATE_BYTES_MAX + OPTION_BYTES_MAX;
 
 /// Why there is no connection to an export.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +163,7 @@ async fn option<S: Stream + ?Sized>(
     stream.write_all(&bytes).await?;
     stream.flush().await?;
     let mut replies = Vec::new();
+    let mut bytes_max = REPLIES_BYTES_MAX;
     while replies.len() < REPLIES_MAX {
         let mut header = [0; 20];
         stream.read_exact(&mut header).await?;
@@ -175,8 +178,15 @@ async fn option<S: Stream + ?Sized>(
         if limit < length {
             return Err(ConnectError::Protocol("its answer to an option is too long"));
         }
-        let mut data = vec![0; length];
-        stream.read_exact(&mut data).await?;
+        bytes_max = bytes_max
+            .checked_sub(length)
+            .ok_or(ConnectError::Protocol("its answers to an option are too long"))?;
+        // Room only for what arrives.
+        let mut data = Vec::new();
+        (&mut *stream).take(length as u64).read_to_end(&mut data).await?;
+        if data.len() < length {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
         match kind {
             REP_ACK => return Ok(replies),
             error if error & 0x8000_0000 != 0 => {
@@ -342,5 +352,72 @@ impl Negotiated {
             Some(_) => Ok(false),
             None => Err(bad),
         }
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use quorate_membership::sim::hostile;
+
+    /// A server that has said all it will ever say.
+    fn said(bytes: &[u8]) -> Opened {
+        let stream = tokio::io::join(std::io::Cursor::new(bytes.to_vec()), tokio::io::sink());
+        Opened { stream: Box::new(stream), structured: true, padded: true }
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+    }
+
+    fn reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+        let header =
+            [&OPTION_REPLY_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &kind.to_be_bytes()].concat();
+        [&header[..], &(data.len() as u32).to_be_bytes(), data].concat()
+    }
+
+    #[test]
+    fn a_hostile_answer_to_go_is_refused_or_a_sound_export() {
+        let export = [&INFO_EXPORT.to_be_bytes()[..], &(1_u64 << 30).to_be_bytes(), &[0, 1]].concat();
+        let sizes = [&INFO_BLOCK_SIZE.to_be_bytes()[..], &512_u32.to_be_bytes(), &4096_u32.to_be_bytes()];
+        let sizes = [&sizes.concat()[..], &(32_u32 << 20).to_be_bytes()].concat();
+        let good =
+            [reply(OPT_GO, REP_INFO, &export), reply(OPT_GO, REP_INFO, &sizes), reply(OPT_GO, REP_ACK, b"")]
+                .concat();
+        let plain = [reply(OPT_GO, REP_INFO, &export), reply(OPT_GO, REP_ACK, b"")].concat();
+        let verdicts = hostile(&[good, plain], 1_500, |bytes| match block_on(said(bytes).go("disk")) {
+            Ok((_, negotiated)) => {
+                assert!(negotiated.block_bytes.is_power_of_two() && negotiated.block_bytes <= 65536);
+                assert!(negotiated.payload_bytes_max <= PAYLOAD_BYTES_MAX);
+                true
+            }
+            Err(_) => false,
+        });
+        assert!(100 < verdicts.taken && 1_000 < verdicts.refused, "{verdicts:?}");
+    }
+
+    #[test]
+    fn a_hostile_answer_to_our_own_options_is_refused_or_read() {
+        let answer =
+            encode(&ControlAnswer::Installed { server: ServerId::from_bytes([1; 16]), epoch: Epoch(9) });
+        let good = [
+            reply(OPT_QUORATE_CONTROL, OPT_QUORATE_CONTROL, &answer),
+            reply(OPT_QUORATE_CONTROL, REP_ACK, b""),
+        ]
+        .concat();
+        let verdicts =
+            hostile(&[good], 1_500, |bytes| block_on(said(bytes).control(&ControlRequest::Status)).is_ok());
+        assert!(20 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
+    }
+
+    #[test]
+    fn answers_without_end_take_no_more_memory_than_one() {
+        let piece = reply(OPT_GO, REP_INFO, &vec![0; OPTION_BYTES_MAX]);
+        let error = block_on(said(&piece.repeat(64)).go("disk")).map(drop).unwrap_err();
+        assert!(error.to_string().contains("its answers to an option are too long"), "{error}");
+        let error = block_on(said(&reply(OPT_GO, REP_INFO, b"").repeat(REPLIES_MAX)).go("disk"))
+            .map(drop)
+            .unwrap_err();
+        assert!(error.to_string().contains("its answers to an option do not end"), "{error}");
     }
 }

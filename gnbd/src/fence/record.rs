@@ -106,7 +106,10 @@ impl FenceRecord {
         if found != expected {
             return Err(RecordError::Checksum { found, expected });
         }
-        postcard::from_bytes(body).map_err(|_| RecordError::Format)
+        match postcard::take_from_bytes(body) {
+            Ok((record, [])) => Ok(record),
+            _ => Err(RecordError::Format),
+        }
     }
 }
 
@@ -125,6 +128,38 @@ impl From<&View> for Enrolment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn damaged_records_with_a_right_checksum_are_refused_or_read() {
+        use quorate_membership::{StateId, Voter};
+        let voter = Voter { state: StateId::from_bytes([5; 16]), votes: 1 };
+        let enrolment = Enrolment {
+            cluster: ClusterId::from_bytes([1; 16]),
+            epoch: Epoch(700),
+            admitted: (1..6).map(|n| (NodeId(n), Incarnation(300))).collect(),
+            voters: VoterSet { voters: (1..4).map(|n| (NodeId(n), voter)).collect(), ..VoterSet::default() },
+            trust: Trust { cas: [vec![7; 90]].into(), revoked: [[8; 32]].into(), ..Trust::default() },
+        };
+        let server = ServerId::from_bytes([2; 16]);
+        let records = [FenceRecord::fresh(server), FenceRecord { server, enrolment: Some(enrolment) }];
+        let bodies = records.map(|record| record.encode().split_off(HEADER_BYTES));
+        let verdicts = quorate_membership::sim::hostile(&bodies, 1_000, |body| {
+            let length = (body.len() as u32).to_le_bytes();
+            let bytes = [&MAGIC[..], &length, &crc32c::crc32c(body).to_le_bytes(), body].concat();
+            match FenceRecord::decode(&bytes) {
+                Ok(record) => {
+                    assert_eq!(FenceRecord::decode(&record.encode()), Ok(record));
+                    true
+                }
+                Err(error) => {
+                    assert_eq!(error, RecordError::Format);
+                    false
+                }
+            }
+        });
+        assert!(100 < verdicts.taken && 300 < verdicts.refused, "{verdicts:?}");
+    }
 
     #[test]
     fn a_record_is_read_back_and_every_flipped_byte_is_noticed() {

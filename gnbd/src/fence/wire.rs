@@ -256,6 +256,65 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "sim")]
+    #[test]
+    fn hostile_messages_of_every_kind_are_malformed_or_read() {
+        use quorate_membership::View;
+        use quorate_membership::sim::{hostile, samples};
+        fn read<T: for<'a> Deserialize<'a> + Serialize + PartialEq + core::fmt::Debug>(bytes: &[u8]) -> bool {
+            match decode::<T>(bytes) {
+                Ok(message) => {
+                    assert_eq!(decode::<T>(&encode(&message)), Ok(message));
+                    true
+                }
+                Err(Malformed) => false,
+            }
+        }
+        let hello = Hello {
+            version: VERSION,
+            cluster: ClusterId::from_bytes([1; 16]),
+            who: Identity::new(NodeId(2), Incarnation(300)),
+            epoch: Epoch(4),
+            generation: 5,
+            export: "disk".into(),
+        };
+        let verdicts = hostile(&[encode(&hello)], 2_000, |bytes| {
+            decode::<Hello>(bytes).is_ok_and(|hello| {
+                assert!(hello.is_sound() || STRING_BYTES_MAX < hello.export.len());
+                read::<Hello>(bytes)
+            })
+        });
+        assert!(100 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
+        let view = View { epoch: Epoch(1), ..View::empty(ClusterId::from_bytes([1; 16])) };
+        let decision = Decision { view, accepts: BTreeMap::new() };
+        let mut requests = samples(&[], 0..2, read::<ControlRequest>);
+        requests.push(encode(&ControlRequest::Install { chain: vec![decision; 3] }));
+        let status = FenceStatus {
+            server: ServerId::from_bytes([3; 16]),
+            cluster: Some(ClusterId::from_bytes([1; 16])),
+            epoch: Some(Epoch(300)),
+            confirmed: None,
+            admitted: (1..5).map(|n| (NodeId(n), Incarnation(2))).collect(),
+            lives: (1..5)
+                .map(|n| (Identity::new(NodeId(n), Incarnation(2)), LifeCounts::default()))
+                .collect(),
+            exports: vec![ExportStatus {
+                name: "disk".into(),
+                size_bytes: 1 << 40,
+                cluster: true,
+                verifier: Verifier([9; 16]),
+            }],
+        };
+        let mut answers = samples(&[], 0..4, read::<ControlAnswer>);
+        answers.extend(samples(&[1], 0..8, read::<ControlAnswer>));
+        answers.push(encode(&ControlAnswer::Status(status)));
+        let mut hellos = samples(&[], 0..2, read::<HelloAnswer>);
+        hellos.extend(samples(&[1], 0..8, read::<HelloAnswer>));
+        hostile(&requests, 500, read::<ControlRequest>);
+        hostile(&answers, 200, read::<ControlAnswer>);
+        hostile(&hellos, 200, read::<HelloAnswer>);
+    }
+
     #[test]
     fn the_first_bytes_of_each_message_stay_what_they_are() {
         // Golden bytes of version 1: enums are append-only.

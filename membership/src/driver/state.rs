@@ -324,7 +324,9 @@ fn read_state(bytes: &[u8]) -> Result<Durable, (usize, String)> {
         decoded.map_err(|e| (at, e.to_string()))?;
         at = next;
     }
-    durable.ok_or((at, "it is empty".into()))
+    let durable = durable.ok_or((at, "it is empty".to_owned()))?;
+    durable.check().map_err(|e| (at, e.to_string()))?;
+    Ok(durable)
 }
 
 fn record_at(bytes: &[u8], at: usize) -> Option<(u8, &[u8], usize)> {
@@ -446,6 +448,49 @@ mod tests {
         bad[two - 1] ^= 1;
         let (at, reason) = read_state(&bad).unwrap_err();
         assert_eq!((at, reason.as_str()), (file(1).len(), "a checksum is wrong"));
+    }
+
+    /// Records with the right checksums and anything in them: the file is refused, or gone on from and read back.
+    #[test]
+    fn hostile_records_with_right_checksums_are_refused_or_read() {
+        let mut on = durable();
+        let before = on.chain.tip().unwrap().clone();
+        let accept = on.chain.since(crate::Epoch(0))[0].accepts[&NodeId(1)].clone();
+        let view = crate::View { epoch: before.epoch.next(), ..crate::View::clone(&before) };
+        let accepts = std::collections::BTreeMap::from([(NodeId(1), accept.clone())]);
+        let decision = crate::Decision { view: view.clone(), accepts };
+        let step = crate::Step::between(&before, &decision);
+        on.apply(Record::Decided(Box::new(decision.clone())));
+        let records = [
+            promise(300),
+            Record::Accepted(Box::new(crate::machine::Accepted { view, accept })),
+            Record::Decided(Box::new(decision)),
+            Record::Step(Box::new(step)),
+        ];
+        let contents: Vec<Vec<u8>> = records.iter().map(Record::encode).collect();
+        let verdicts = crate::sim::hostile(&contents, 500, |content| {
+            let mut bytes = file(2);
+            put_record(&mut bytes, CHANGE, content);
+            put_record(&mut bytes, CHANGE, &promise(400).encode());
+            match read_state(&bytes) {
+                Ok(durable) => {
+                    assert_eq!(Durable::decode(&durable.encode()).as_ref(), Ok(&durable));
+                    true
+                }
+                Err((at, reason)) => {
+                    assert!(at <= bytes.len() && !reason.is_empty());
+                    false
+                }
+            }
+        });
+        assert!(100 < verdicts.taken && 100 < verdicts.refused, "{verdicts:?}");
+        let snapshots = [durable().encode(), on.encode()];
+        let verdicts = crate::sim::hostile(&snapshots, 500, |content| {
+            let mut bytes = MAGIC.to_vec();
+            put_record(&mut bytes, SNAPSHOT, content);
+            read_state(&bytes).is_ok()
+        });
+        assert!(50 < verdicts.taken && 100 < verdicts.refused, "{verdicts:?}");
     }
 
     #[test]

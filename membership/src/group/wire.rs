@@ -123,22 +123,65 @@ impl GroupMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Identity, Incarnation, NodeId, Rng};
+    use crate::{Identity, Incarnation, NodeId};
+
+    const FROM: ProcessId =
+        ProcessId { node: Identity { node: NodeId(1), incarnation: Incarnation(2) }, number: 3 };
+    const VIEW: GroupView = GroupView { lives: 5, gone: 6 };
 
     #[test]
-    fn a_message_is_read_back_and_random_bytes_never_panic() {
-        let from = ProcessId { node: Identity::new(NodeId(1), Incarnation(2)), number: 3 };
-        let body = Body::Submit { from, item: Item::Message { number: 4, payload: b"hi".to_vec() } };
-        let view = GroupView { lives: 5, gone: 6 };
-        let message = GroupMessage { view, group: "g".into(), body };
+    fn a_message_is_read_back() {
+        let body = Body::Submit { from: FROM, item: Item::Message { number: 4, payload: b"hi".to_vec() } };
+        let message = GroupMessage { view: VIEW, group: "g".into(), body };
         let bytes = message.encode();
         assert_eq!(bytes, [1, 5, 6, 1, b'g', 0, 1, 2, 3, 2, 4, 2, b'h', b'i']);
         assert_eq!(GroupMessage::decode(&bytes), Some(message));
-        let mut rng = Rng::new(1);
-        for _ in 0..20_000 {
-            let bytes: Vec<u8> =
-                (0..rng.below(40)).map(|i| if i == 0 { 1 } else { rng.next_u64() as u8 }).collect();
-            let _ = GroupMessage::decode(&bytes);
+    }
+
+    /// One of each kind, with each kind of item.
+    fn samples() -> Vec<Vec<u8>> {
+        let at = Position { epoch: Epoch(300), order: 70_000 };
+        let members = Members::from([(FROM, 4), (ProcessId { number: 9, ..FROM }, 0)]);
+        let items = [
+            Item::Join,
+            Item::Leave(Reason::Crashed),
+            Item::Message { number: 4, payload: vec![7; 100] },
+            Item::View(vec![(FROM, Reason::NodeGone), (FROM, Reason::Left)]),
+        ];
+        let mut bodies = vec![
+            Body::Welcome { members: members.clone(), at },
+            Body::Received { order: 1 << 40 },
+            Body::Have { members: members.clone(), at },
+            Body::HaveDone { processes: (1..20).collect() },
+            Body::Base { members, at },
+            Body::Begin { epoch: Epoch(8) },
+        ];
+        for item in items {
+            let entry = Entry { at, from: FROM, item: item.clone() };
+            bodies.extend([
+                Body::Submit { from: FROM, item },
+                Body::Ordered { entry: entry.clone(), stable: 3 },
+                Body::Kept(entry.clone()),
+                Body::HaveEntry(entry.clone()),
+                Body::Missing(entry),
+            ]);
         }
+        let of = |body| GroupMessage { view: VIEW, group: "group".into(), body }.encode();
+        bodies.into_iter().map(of).collect()
+    }
+
+    #[test]
+    fn hostile_bytes_are_none_or_a_message() {
+        let samples = samples();
+        let kinds: BTreeSet<u8> = samples.iter().map(|bytes| bytes[9]).collect();
+        assert_eq!(kinds, (0..11).collect(), "every kind is there");
+        let verdicts = crate::sim::hostile(&samples, 500, |bytes| match GroupMessage::decode(bytes) {
+            Some(message) => {
+                assert_eq!(GroupMessage::decode(&message.encode()), Some(message));
+                true
+            }
+            None => false,
+        });
+        assert!(500 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
     }
 }

@@ -232,6 +232,38 @@ fn after_all_failed_the_first_opener_gets_a_dirty_journal_its_own_if_it_can_and_
     assert!(matches!(asks(&view, 3, fs), Err(Refusal::NoJournal { .. })));
 }
 
+/// "jids durable": who owns a journal is part of the record. A journal that a dead node left dirty is given to nobody, its
+/// own next life included, before it is replayed; others that are free are.
+#[test]
+fn a_dead_nodes_journal_is_given_to_nobody_before_it_is_replayed() {
+    let fs = filesystem().resource;
+    let again = Identity::new(NodeId(1), Incarnation(2));
+    let view = fails(&mounted(), &[1]);
+    let view = join(&view, &[(again, 7)].into());
+    let wants = |view: &View, journals| {
+        decide(view, again, 1, &Request::Attach(AttachRequest { journals: Some(journals), ..filesystem() }))
+    };
+    let journal_of = |view: &View| view.attached(&fs).find(|a| a.owner == again).and_then(|a| a.journal);
+    let waits = |view: &View| {
+        let Err(Refusal::NoJournal { journals: 3, owners, .. }) = wants(view, 3) else { return false };
+        // A fourth journal is nobody's.
+        owners.contains(&id(1)) && journal_of(&wants(view, 4).unwrap().unwrap()) == Some(3)
+    };
+    assert!(waits(&view), "before the fence");
+    let view = does(&view, 2, prove(1, fence(&view)));
+    assert!(waits(&view), "before the locks are rebuilt");
+    let since = view.lockspaces["f"];
+    let view = does(&view, 2, prove(1, Proof::Rebuilt { epoch: since }));
+    let view = does(&view, 3, prove(1, Proof::Rebuilt { epoch: view.epoch }));
+    assert!(waits(&view), "before the replay");
+    let view = does(&view, 3, prove(1, Proof::Replayed));
+    assert_eq!(
+        journal_of(&wants(&view, 3).unwrap().unwrap()),
+        Some(0),
+        "its own again: the others are owned"
+    );
+}
+
 #[test]
 fn a_leave_needs_empty_hands_and_a_node_that_is_a_member_is_not_struck_off() {
     let view = does(&three(), 1, Request::Attach(plain(space("a"))));

@@ -125,7 +125,7 @@ impl Durable {
 
     /// Starts the next life and returns it. The driver makes the state durable before the first packet (R1).
     pub fn next_life(&mut self) -> Incarnation {
-        self.life = Incarnation(self.life.0 + 1);
+        self.life = Incarnation(self.life.0.saturating_add(1));
         self.life
     }
 
@@ -178,13 +178,26 @@ impl Durable {
     /// See [`StateError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let durable: Self = decode(bytes)?;
-        if !durable.chain.is_of(durable.cluster) {
+        durable.check()?;
+        Ok(durable)
+    }
+
+    /// Whether a node can go on from this: what was read is one state, not pieces of several.
+    ///
+    /// # Errors
+    /// [`StateError::Damaged`].
+    pub fn check(&self) -> Result<(), StateError> {
+        if !self.chain.is_of(self.cluster) {
             return Err(StateError::Damaged("the chain is of another cluster"));
         }
-        if durable.accepted.as_ref().is_some_and(|a| a.view.epoch != durable.tip().next()) {
+        // Dropping it would break the promise that it is.
+        if self.accepted.as_ref().is_some_and(|a| a.view.epoch != self.tip().next()) {
             return Err(StateError::Damaged("what was accepted does not follow the chain"));
         }
-        Ok(durable)
+        if self.life.0 == u64::MAX {
+            return Err(StateError::Damaged("no life can follow the last one"));
+        }
+        Ok(())
     }
 }
 

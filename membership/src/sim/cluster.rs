@@ -167,6 +167,17 @@ pub struct Cluster {
     traffic: BTreeMap<NodeId, Traffic>,
     /// One copy of each record, for all hosts.
     pool: BTreeMap<Epoch, Arc<View>>,
+    /// What was sent and put on disk since [`Cluster::record`] was called.
+    recorded: Option<Recorded>,
+}
+
+/// Real messages and disk records, for tests of their decoders.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded {
+    /// Messages.
+    pub messages: Vec<ControlMsg>,
+    /// Entries of the nodes' logs.
+    pub records: Vec<crate::machine::Record>,
 }
 
 /// What one host sent and received, in messages and in bytes of their encoding.
@@ -227,6 +238,7 @@ impl Cluster {
             steps: 0,
             traffic: BTreeMap::new(),
             pool: BTreeMap::new(),
+            recorded: None,
         }
     }
 
@@ -396,6 +408,16 @@ impl Cluster {
             }
             _ => false,
         }
+    }
+
+    /// Begins to record what is sent and put on disk.
+    pub fn record(&mut self) {
+        self.recorded = Some(Recorded::default());
+    }
+
+    /// What was recorded since the last call.
+    pub fn take_recorded(&mut self) -> Recorded {
+        self.recorded.as_mut().map(core::mem::take).unwrap_or_default()
     }
 
     /// Delivers a message of somebody's choice, as a second process with a node's certificate could send it.
@@ -568,6 +590,9 @@ impl Cluster {
                 traffic.sent += 1;
                 traffic.sent_bytes += size;
                 let msg = ControlMsg::decode(&bytes, all).expect("what is encoded decodes");
+                if let Some(recorded) = &mut self.recorded {
+                    recorded.messages.push(msg.clone());
+                }
                 for at in self.network.arrivals(self.schedule.now(), node, to) {
                     let msg = Box::new(msg.clone());
                     self.schedule.at(at, Ev::Deliver { to, life, from, version, msg, size });
@@ -575,6 +600,9 @@ impl Cluster {
             }
             Output::Persist { token, record, lazy } => {
                 let at = self.now() + Duration::from_millis(30);
+                if let Some(recorded) = &mut self.recorded {
+                    recorded.records.push(record.clone());
+                }
                 if let Some(host) = self.nodes.get_mut(&node) {
                     host.unsynced.push_back((token, record));
                     host.urgent |= !lazy;

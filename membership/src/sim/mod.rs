@@ -2,6 +2,7 @@
 //! both drawn from a seeded [`Rng`](crate::Rng), and a cluster of real membership machines on top of them.
 
 mod cluster;
+mod hostile;
 #[cfg(feature = "model")]
 pub mod model;
 mod network;
@@ -9,7 +10,10 @@ mod node;
 mod schedule;
 mod seeds;
 
-pub use cluster::{Cluster, ClusterConfig, Happening, Traffic};
+pub use cluster::{Cluster, ClusterConfig, Happening, Recorded, Traffic};
+pub use hostile::{
+    CountingAllocator, MEMORY_BASE_MAX, MEMORY_PER_BYTE_MAX, Verdicts, damage, hostile, samples,
+};
 pub use network::{Faults, Network};
 pub use node::{Clock, SimNode};
 pub use schedule::Schedule;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test binary: a panic is a failure")]
 
 mod groups;
+mod hostile;
 mod invariants;
 #[cfg(feature = "driver")]
 mod node;
@@ -16,3 +17,6 @@ mod simulation;
 mod stability;
 #[cfg(feature = "driver")]
 mod temp;
+
+#[global_allocator]
+static ALLOCATOR: quorate_membership::sim::CountingAllocator = quorate_membership::sim::CountingAllocator;

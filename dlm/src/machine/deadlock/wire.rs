@@ -93,6 +93,22 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "sim")]
+    #[test]
+    fn damaged_messages_of_every_kind_are_none_or_within_the_limits() {
+        use quorate_membership::sim::{hostile, samples};
+        let read = |bytes: &[u8]| match SearchMessage::decode(bytes) {
+            Some(message) => {
+                assert!(message.encode().len() <= FRAME_BYTES_MAX);
+                assert_eq!(SearchMessage::decode(&message.encode()), Some(message));
+                true
+            }
+            None => false,
+        };
+        let verdicts = hostile(&samples(&[SEARCH_VERSION], 0..4, read), 500, read);
+        assert!(500 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
+    }
+
     #[test]
     fn a_claim_of_many_waits_and_bytes_after_the_end_are_no_message() {
         // Round 1, then as many waits as a number can say.

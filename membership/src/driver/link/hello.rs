@@ -256,3 +256,139 @@ async fn receive<T: serde::de::DeserializeOwned>(
         _ => Err(damaged()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::hostile;
+
+    const TIMES: AgreedTimes =
+        AgreedTimes { heartbeat_ms: 100, detection_ms: 800, drift_margin_ms: 20, kill_ms: 300 };
+
+    fn hello(node: u32) -> Hello {
+        Hello {
+            magic: MAGIC,
+            speaks: Versions::CURRENT,
+            sessions: SESSION_VERSION,
+            lane: Lane::Control as u8,
+            path: 0,
+            cluster: ClusterId::from_bytes([1; 16]),
+            node: NodeId(node),
+            incarnation: Incarnation(300),
+            nonce: u64::MAX,
+            state: StateId::from_bytes([9; 16]),
+            times: TIMES,
+        }
+    }
+
+    fn certificate() -> PeerCertificate {
+        PeerCertificate {
+            cluster: ClusterId::from_bytes([1; 16]),
+            subject: Subject::Node(NodeId(2)),
+            name: "node2".into(),
+            key: [3; 32],
+            not_before: 0,
+            not_after: i64::MAX,
+            der: Vec::new(),
+        }
+    }
+
+    fn refusals() -> Vec<HelloRefusal> {
+        let here = ClusterId::from_bytes([2; 16]);
+        vec![
+            HelloRefusal::Version { control: Versions::CURRENT, sessions: 2 },
+            HelloRefusal::OtherCluster { here },
+            HelloRefusal::OtherNode { claimed: NodeId(1), certificate: "node 2".into() },
+            HelloRefusal::WrongPeer { dialled: NodeId(1), found: NodeId(2) },
+            HelloRefusal::Times { here: TIMES, there: AgreedTimes { kill_ms: 1, ..TIMES } },
+            HelloRefusal::NotInRoster(NodeId(1)),
+            HelloRefusal::OtherKey(NodeId(1)),
+            HelloRefusal::Myself(NodeId(1)),
+            HelloRefusal::TooMany(NodeId(1)),
+        ]
+    }
+
+    /// What comes in a stream that then ends, read as one message.
+    fn received<T: serde::de::DeserializeOwned>(mut bytes: &[u8]) -> io::Result<T> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(receive(&mut FrameReader::new(HELLO_BYTES_MAX), &mut bytes))
+    }
+
+    #[test]
+    fn a_hostile_hello_is_refused_unless_it_is_the_certificates_nodes() {
+        let sample = frame(&postcard::to_stdvec(&hello(2)).unwrap());
+        let ours = hello(1);
+        let verdicts = hostile(&[sample], 3_000, |bytes| match received::<Hello>(bytes) {
+            Ok(theirs) => {
+                let same =
+                    (theirs.magic, theirs.sessions, theirs.lane, theirs.cluster, theirs.node, theirs.times)
+                        == (MAGIC, SESSION_VERSION, ours.lane, ours.cluster, NodeId(2), TIMES)
+                        && ours.speaks.common(theirs.speaks).is_some();
+                assert_eq!(
+                    judge(&ours, &theirs, &certificate(), Some(NodeId(2))).is_ok(),
+                    same,
+                    "{theirs:?}"
+                );
+                true
+            }
+            Err(_) => false,
+        });
+        assert!(100 < verdicts.taken && 1_000 < verdicts.refused, "{verdicts:?}");
+    }
+
+    #[test]
+    fn a_hostile_answer_is_an_error_or_an_answer() {
+        let answers = refusals().into_iter().map(Err).chain([Ok(())]);
+        let samples: Vec<Vec<u8>> = answers
+            .map(|answer: Result<(), HelloRefusal>| frame(&postcard::to_stdvec(&answer).unwrap()))
+            .collect();
+        let verdicts = hostile(&samples, 500, |bytes| match received::<Result<(), HelloRefusal>>(bytes) {
+            // It is logged.
+            Ok(answer) => {
+                answer.map_or_else(|refusal| refusal.to_string().len() < 4 * HELLO_BYTES_MAX, |()| true)
+            }
+            Err(_) => false,
+        });
+        assert!(100 < verdicts.taken && 1_000 < verdicts.refused, "{verdicts:?}");
+    }
+
+    /// The whole exchange over a stream that gives hostile bytes and then ends: it ends too, and says what was wrong.
+    #[test]
+    fn an_exchange_with_hostile_bytes_ends() {
+        let answer: Result<(), HelloRefusal> = Ok(());
+        let good =
+            [frame(&postcard::to_stdvec(&hello(2)).unwrap()), frame(&postcard::to_stdvec(&answer).unwrap())]
+                .concat();
+        let me = Me {
+            cluster: ClusterId::from_bytes([1; 16]),
+            identity: Identity::new(NodeId(1), Incarnation(1)),
+            nonce: 1,
+            state: StateId::from_bytes([8; 16]),
+            speaks: Versions::CURRENT,
+            times: TIMES,
+            path: 0,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let verdicts = hostile(&[good], 2_000, |bytes| {
+            let channel = Channel {
+                peer: certificate(),
+                lane: Lane::Control,
+                dialled: false,
+                write: Box::new(tokio::io::sink()),
+                read: Box::new(io::Cursor::new(bytes.to_vec())),
+                datagrams: None,
+            };
+            match runtime.block_on(exchange(channel, &me, Lane::Control, None, |_, _| Ok(()))) {
+                Ok(established) => {
+                    assert_eq!((established.peer.node, established.dialled), (NodeId(2), false));
+                    true
+                }
+                Err(error) => {
+                    assert!(!matches!(&error, HelloError::Broken(e) if e.kind() == io::ErrorKind::TimedOut));
+                    false
+                }
+            }
+        });
+        assert!(50 < verdicts.taken && 1_000 < verdicts.refused, "{verdicts:?}");
+    }
+}

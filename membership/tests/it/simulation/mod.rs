@@ -12,7 +12,7 @@ pub(crate) use history::History;
 use crate::invariants;
 use faults::FaultPlan;
 use quorate_membership::machine::{Bug, Config};
-use quorate_membership::sim::{Cluster, ClusterConfig, Faults, Happening};
+use quorate_membership::sim::{Cluster, ClusterConfig, Faults, Happening, Recorded};
 use quorate_membership::{Instant, QuorumOptions, Rng, TieBreaker};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -170,6 +170,31 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>) -> Result<Report, String> {
     let mut report = world.history.report();
     report.trace = world.trace.finish();
     Ok(report)
+}
+
+/// What three voters with users and faults say and put on disk in ten seconds.
+pub(crate) fn recorded(seed: u64) -> (World, Recorded) {
+    let mut rng = Rng::new(seed);
+    let mut world = World::new(ClusterConfig::three(), rng.child());
+    let mut users = Users::new(rng.child(), true);
+    let mut faults = FaultPlan::new(rng.child(), false, true);
+    world.cluster.record();
+    world.cluster.start_all();
+    let (mut all, mut round) = (Recorded::default(), 0);
+    while world.cluster.now() < Instant(10_000_000_000) {
+        let next = world.cluster.now() + Duration::from_millis(50);
+        world.run_until(next).unwrap();
+        users.work(&mut world);
+        round += 1;
+        if 40 < round {
+            faults.strike(&mut world);
+        }
+        let some = world.cluster.take_recorded();
+        all.messages.extend(some.messages);
+        all.records.extend(some.records);
+    }
+    faults.stop(&mut world);
+    (world, all)
 }
 
 /// Seeds that are known to fail and not mended yet.
