@@ -1,7 +1,7 @@
 //! Mounted filesystems: their attachments and journals, the FUSE mounts on top, and the replay of dead nodes' journals.
 
 use super::world::World;
-use quorate_dlm::{LockManager, LockspaceOptions, Mode};
+use quorate_dlm::{LockManager, Lockspace, LockspaceOptions, Mode};
 use quorate_gfs::claim::{Use, check_use};
 use quorate_gfs::face::Filesystem;
 use quorate_gfs::fs::{Gfs, MountOptions};
@@ -10,7 +10,8 @@ use quorate_gfs::mkfs::{MkfsOptions, mkfs};
 use quorate_gfs::reader::Reader;
 use quorate_gnbd::Device;
 use quorate_membership::{
-    AttachRequest, Instant, Membership, Proof, Request, ResourceId, ResourceKind, Safety, ServerId, View,
+    AttachRequest, Identity, Instant, Membership, Proof, Request, ResourceId, ResourceKind, Safety, ServerId,
+    View,
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,16 @@ const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How soon a replay that failed is tried again.
 const REPLAY_RETRY: Duration = Duration::from_millis(200);
+
+/// How long after a mount that came too early the next one is tried.
+const REMOUNT_RETRY: Duration = Duration::from_secs(1);
+
+/// Whether a mount would get a journal: all journals of dead nodes are replayed, or may be by the first who opens.
+fn may_open(view: &View, resource: &ResourceId) -> bool {
+    let mut owed = view.owing(resource).peekable();
+    owed.peek().is_none()
+        || (view.attached(resource).next().is_none() && owed.all(|(_, item)| item.fenced && item.rebuilt))
+}
 
 /// What this life has mounted, by name.
 #[derive(Default)]
@@ -199,6 +210,7 @@ impl World {
             ..LockspaceOptions::plain(lockspace_name(name))
         };
         let lockspace = self.dlm.join(&options).await.map_err(|e| e.to_string())?;
+        self.replay_first(name, &device, &lockspace).await?;
         let gfs = Gfs::mount(
             device,
             lockspace,
@@ -210,6 +222,57 @@ impl World {
         .map_err(|e| format!("filesystem {name}, journal {journal}: {e}"))?;
         let session = if self.no_fuse { None } else { self.mount_point(name, &gfs) };
         Ok(Mounted { gfs, session, journal })
+    }
+
+    /// Where all who had it mounted have failed, the first to open it replays for them: what they hold keeps a mount waiting
+    /// until then (R14). That is the one whom the recovery's stage waits for.
+    async fn replay_first(
+        &self,
+        name: &str,
+        device: &Device,
+        lockspace: &Arc<dyn Lockspace>,
+    ) -> Result<(), String> {
+        let (resource, me) = (resource(name), self.node.me());
+        let mut views = self.observer.views();
+        loop {
+            let view = views.borrow_and_update().clone().unwrap_or_else(|| self.node.view());
+            let first = view.attached(&resource).find(|a| a.journal.is_some()).map(|a| a.owner);
+            let owed: Vec<(Identity, bool, Option<u32>)> = view
+                .owing(&resource)
+                .map(|(who, item)| (who, item.fenced && item.rebuilt, item.attachment.journal))
+                .collect();
+            if owed.is_empty() || first.is_some_and(|first| first != me) {
+                return Ok(());
+            }
+            if first.is_some() && owed.iter().all(|(_, ready, _)| *ready) {
+                let journals: BTreeSet<u32> = owed.iter().filter_map(|(.., journal)| *journal).collect();
+                let (device, lockspace) = (device.clone(), Arc::clone(lockspace));
+                let runtime = Arc::clone(&self.runtime);
+                let replayed =
+                    Gfs::replay_unmounted(device, lockspace, runtime, self.node.lease(), &journals)
+                        .await
+                        .map_err(|e| format!("filesystem {name}: {e}"))?;
+                for (journal, outcome) in replayed {
+                    self.events.emit(
+                        "replayed",
+                        json!({ "filesystem": name, "journal": journal, "outcome": format!("{outcome:?}") }),
+                    );
+                }
+                for (debtor, ..) in owed {
+                    let resources = BTreeSet::from([resource.clone()]);
+                    let proof = Request::Prove { debtor, resources, proof: Proof::Replayed };
+                    if let Err(error) = self.node.propose(proof).await
+                        && self.node.view().owing(&resource).any(|(who, _)| who == debtor)
+                    {
+                        return Err(format!("filesystem {name}: {error}"));
+                    }
+                }
+                return Ok(());
+            }
+            if views.changed().await.is_err() {
+                return Err(format!("filesystem {name}: the node stops"));
+            }
+        }
     }
 
     /// The FUSE mount; none, and a word in the log, where FUSE may not be used.
@@ -311,11 +374,38 @@ impl World {
         let names = std::fs::read_to_string(self.dir.join("mounts")).unwrap_or_default();
         for name in names.lines() {
             let wanted = document.filesystems.iter().any(|f| f.remount && f.name.get_ref() == name);
-            if wanted
-                && self.mounted(name).await.is_none()
-                && let Err(error) = self.mount(name).await
-            {
-                tracing::error!(target: "quorate", "{name} is not mounted again: {error}");
+            if !wanted || self.mounted(name).await.is_some() {
+                continue;
+            }
+            let was_owed = self.node.view().owing(&resource(name)).next().is_some();
+            match self.mount(name).await {
+                Ok(_) => {}
+                Err(error) if was_owed => {
+                    tracing::info!(target: "quorate", "{name} is mounted again after the recovery: {error}");
+                    drop(tokio::spawn(Arc::clone(&self).mount_after_recovery(name.to_owned())));
+                }
+                Err(error) => tracing::error!(target: "quorate", "{name} is not mounted again: {error}"),
+            }
+        }
+    }
+
+    /// Mounts when the record allows it: dead nodes, this one's former life among them, may have left journals that are given
+    /// to nobody yet.
+    async fn mount_after_recovery(self: Arc<Self>, name: String) {
+        let resource = resource(&name);
+        let mut views = self.observer.views();
+        loop {
+            let view = views.borrow_and_update().clone();
+            if view.is_some_and(|view| may_open(&view, &resource)) {
+                let Err(error) = self.mount(&name).await else { return };
+                if self.node.view().owing(&resource).next().is_none() {
+                    tracing::error!(target: "quorate", "{name} is not mounted again: {error}");
+                    return;
+                }
+                // Somebody was faster, and replays first.
+                self.runtime.sleep_until(self.runtime.now() + REMOUNT_RETRY).await;
+            } else if views.changed().await.is_err() {
+                return;
             }
         }
     }

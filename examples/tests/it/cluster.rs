@@ -75,6 +75,12 @@ pub(crate) fn wait_or<T>(mut look: impl FnMut() -> Option<T>, or: impl FnOnce() 
     }
 }
 
+/// Whether a process runs.
+pub(crate) fn runs(pid: u32) -> bool {
+    // A zombie has no command line.
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
 pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     kill_process(pid, signal).unwrap();

@@ -1,7 +1,9 @@
 //! Failures of running clusters: a killed supervisor, storage that is away in the middle of a recovery, junk on every port,
 //! a full state disk.
 
-use crate::cluster::{CEILING, Cluster, is, numbers, one_at_a_time, signal, time, wait_for, who};
+use crate::cluster::{
+    CEILING, Cluster, is, numbers, one_at_a_time, output_of, runs, signal, time, wait_for, who,
+};
 use quorate::admin::protocol::Command as Admin;
 use quorate::events::boottime_ns;
 use quorate_membership::Rng;
@@ -23,11 +25,6 @@ monitor) runs && exit 0; exit 7 ;;
 *) exit 3 ;;
 esac
 "#;
-
-fn runs(pid: u32) -> bool {
-    // A zombie has no command line.
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
-}
 
 #[test]
 fn a_killed_supervisors_service_moves_and_what_it_left_is_ended_before_the_next_life() {
@@ -107,6 +104,15 @@ fn storage_that_is_away_for_ten_seconds_in_the_middle_of_a_recovery_is_waited_fo
     pause(since + 10_000_000_000);
     assert!(!writer.is_finished(), "a write that needs the dead node's lock waits for its fence");
     assert!(cluster.events().iter().all(|e| !is(e, "replayed")), "nothing is replayed without storage");
+    // What a person is told meanwhile, with the exit code for it.
+    let why = output_of(11, &["--node", &cluster.path("n2"), "why"]);
+    println!("{why}");
+    let dead =
+        |line: &str| line.starts_with("fence: 1#") && line.contains(" is not yet proven harmless for ");
+    assert!(why.lines().all(dead), "{why}");
+    for resource in ["filesystem data", "lockspace gfs:data", "device "] {
+        assert!(why.contains(&format!(" is not yet proven harmless for {resource}")), "{resource}: {why}");
+    }
     cluster.start_storage();
     cluster.wait_event("the fence", since, |e| is(e, "fence") && !numbers(e, "admitted").contains(&1));
     cluster.wait_event("the replay", since, |e| is(e, "replayed"));

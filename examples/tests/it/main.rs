@@ -7,5 +7,6 @@ mod demo;
 mod faults;
 mod fencing;
 mod identity;
+mod journals;
 mod quorum;
 mod refusals;

@@ -6,6 +6,7 @@ use super::flock::Flocks;
 use super::glock::{Glock, has_value_block};
 use super::logd::{Journal, Ring};
 use super::posix::Posix;
+use super::recover::Replayed;
 use super::rgrp::Rgrp;
 use super::store::{Store, corrupt};
 use super::{Flusher, Gfs, Inner, System};
@@ -15,12 +16,13 @@ use crate::format::{
     BlockNo, DINODE_BYTES, Dinode, FormatError, RINDEX_BYTES, RindexEntry, SUPERBLOCK_BYTES,
     SUPERBLOCK_OFFSET_BYTES, StatfsChange, Superblock,
 };
+use crate::reader::Reader;
 use core::time::Duration;
 use quorate_dlm::Lockspace;
 use quorate_dlm::cache::{AcquireFlags, CacheConfig, CacheMode, LockCache};
 use quorate_gnbd::{BlockDevice, Buf, Device, IoError};
 use quorate_membership::{Lease, Runtime};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -130,6 +132,37 @@ impl Gfs {
         if result.is_err() {
             cache.shutdown().await;
         }
+        result
+    }
+
+    /// Replays journals of failed nodes where nobody who lives has the filesystem mounted: for the first that opens it. Passes
+    /// through the holds of the failed nodes, which a mount does not (R14). Nothing stays mounted.
+    ///
+    /// The caller makes sure that the failed nodes are fenced, proposes `Replayed` afterwards, and mounts then.
+    ///
+    /// # Errors
+    /// See [`MountError`]; `JournalBusy` if somebody else is at it.
+    pub async fn replay_unmounted(
+        device: Device,
+        lockspace: Arc<dyn Lockspace>,
+        runtime: Arc<dyn Runtime>,
+        lease: Lease,
+        journals: &BTreeSet<u32>,
+    ) -> Result<BTreeMap<u32, Replayed>, MountError> {
+        let superblock = read_superblock(&device).await?;
+        if superblock.lock_proto.starts_with("fsck_") {
+            return Err(MountError::Fsck(superblock.lock_proto));
+        }
+        let options = MountOptions::new(0);
+        let config = CacheConfig { value_block: has_value_block, ..options.locks };
+        let posix = Arc::new(Posix::new(lockspace.clone()));
+        let client = Arc::new(Client::default());
+        let cache = LockCache::new(lockspace, runtime.clone(), lease.clone(), client, config);
+        let cell = Arc::new(OnceLock::new());
+        assert!(cell.set(cache.clone()).is_ok(), "the cell is new");
+        let bare = Bare { device, superblock, runtime, lease, cache: cell, posix, options };
+        let result = bare.replay(journals).await;
+        cache.shutdown().await;
         result
     }
 
@@ -277,7 +310,7 @@ impl Bare {
         );
         for jid in 0..count {
             if jid == own && !self.options.read_only || self.options.recover_all {
-                match reader.recover_patiently(jid, jid == own).await {
+                match reader.recover_patiently(jid, jid == own, false).await {
                     Err(FsError::Busy) if jid != own => {}
                     Err(FsError::Busy) => return Err(MountError::JournalBusy(jid)),
                     other => {
@@ -317,6 +350,31 @@ impl Bare {
         inner.refer(root).await?;
         inner.start(&self.options);
         Ok(Gfs(inner))
+    }
+
+    /// Where the journals are is read without locks: only a mounted filesystem changes that.
+    async fn replay(self, journals: &BTreeSet<u32>) -> Result<BTreeMap<u32, Replayed>, MountError> {
+        let raw = Reader::open(self.device.clone()).await.map_err(FsError::from)?;
+        let master = raw.inode(self.superblock.master.addr).await.map_err(FsError::from)?;
+        let jindex = raw.system(&master, "jindex").await.map_err(FsError::from)?;
+        let statfs = raw.system(&master, "statfs").await.map_err(FsError::from)?.addr();
+        let mut jinodes = Vec::new();
+        for jid in 0_u32.. {
+            let name = format!("journal{jid}");
+            let Some((inum, _)) = raw.lookup(&jindex, name.as_bytes()).await.map_err(FsError::from)? else {
+                break;
+            };
+            jinodes.push(inum.addr);
+        }
+        let inner = self.inner(Plan { jinodes, ..Plan::default() }, System { statfs, ..System::default() });
+        let mut replayed = BTreeMap::new();
+        for &jid in journals {
+            match inner.recover_patiently(jid, true, true).await {
+                Err(FsError::Busy) => return Err(MountError::JournalBusy(jid)),
+                other => drop(replayed.insert(jid, other?)),
+            }
+        }
+        Ok(replayed)
     }
 
     fn inner(&self, plan: Plan, system: System) -> Arc<Inner> {
@@ -473,9 +531,9 @@ const JOURNAL_PAUSE: Duration = Duration::from_millis(20);
 
 impl Inner {
     /// Recovers a journal; its owner waits a little for whoever replays it.
-    async fn recover_patiently(&self, jid: u32, is_own: bool) -> Result<super::recover::Replayed, FsError> {
+    async fn recover_patiently(&self, jid: u32, is_own: bool, recovery: bool) -> Result<Replayed, FsError> {
         for _ in 0..JOURNAL_TRIES {
-            match self.recover(jid, false).await {
+            match self.recover(jid, recovery).await {
                 Err(FsError::Busy) if is_own => self.pause(JOURNAL_PAUSE).await,
                 other => return other,
             }
