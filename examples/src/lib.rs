@@ -10,3 +10,7 @@ pub mod settings;
 pub mod storage;
 pub mod volume;
 pub mod witness;
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: quorate_membership::sim::CountingAllocator = quorate_membership::sim::CountingAllocator;

@@ -432,13 +432,19 @@ pub fn read_reply(stream: &mut impl Read) -> io::Result<Option<Reply>> {
     loop {
         match read_frame(stream)? {
             Some(Reply::Piece { last, bytes }) => {
+                if bytes.is_empty() && !last {
+                    return Err(bad("a piece of an answer with nothing in it".into()));
+                }
                 if REPLY_BYTES_MAX < whole.len() + bytes.len() {
                     return Err(bad(format!("an answer above {REPLY_BYTES_MAX} bytes")));
                 }
                 whole.extend(bytes);
                 if last {
-                    let reply = postcard::from_bytes(&whole);
-                    return reply.map(Some).map_err(|e| bad(format!("malformed message: {e}")));
+                    return match postcard::take_from_bytes(&whole) {
+                        Ok((reply, [])) => Ok(Some(reply)),
+                        Ok(_) => Err(bad("malformed message: there are bytes after its end".into())),
+                        Err(e) => Err(bad(format!("malformed message: {e}"))),
+                    };
                 }
             }
             Some(_) if !whole.is_empty() => return Err(bad("an answer that breaks off".into())),
@@ -591,5 +597,55 @@ mod tests {
         write_frame(&mut whole, &samples[0]).unwrap();
         whole.push(0);
         assert!(decode::<Request>(&whole[4..]).unwrap_err().to_string().contains("after its end"));
+    }
+
+    /// Every kind in both directions, damaged.
+    #[test]
+    fn hostile_messages_of_every_kind_are_refused_or_read() {
+        use quorate_membership::sim::{hostile, samples};
+        fn read<T: for<'a> Deserialize<'a> + Serialize + PartialEq + core::fmt::Debug>(body: &[u8]) -> bool {
+            match decode::<T>(body) {
+                Ok(message) => {
+                    assert_eq!(decode::<T>(&encode(&message).unwrap()[4..]).unwrap(), message);
+                    true
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+                    false
+                }
+            }
+        }
+        let requests = [
+            samples(&[VERSION, 0], 0..35, read::<Request>),
+            samples(&[VERSION, 0, 7], 0..12, read::<Request>),
+            samples(&[VERSION, 0, 19], 0..5, read::<Request>),
+            samples(&[VERSION, 1, 1, b'd'], 0..13, read::<Request>),
+        ];
+        let verdicts = hostile(&requests.concat(), 60, read::<Request>);
+        assert!(1_000 < verdicts.taken && 1_000 < verdicts.refused, "{verdicts:?}");
+        let replies = samples(&[VERSION], 0..7, read::<Reply>);
+        let verdicts = hostile(&replies, 300, read::<Reply>);
+        assert!(500 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
+    }
+
+    /// A stream of frames as a client reads it: it ends with a reply, an error or the stream.
+    #[test]
+    fn a_hostile_stream_of_pieces_ends() {
+        let whole = postcard::to_allocvec(&Reply::Data(vec![7; 300])).unwrap();
+        let mut pieces = whole.chunks(100).peekable();
+        let mut good = Vec::new();
+        while let Some(bytes) = pieces.next() {
+            let piece = Reply::Piece { last: pieces.peek().is_none(), bytes: bytes.to_vec() };
+            good.extend(encode(&piece).unwrap());
+        }
+        // A header that claims much takes as much as a frame may have.
+        let verdicts = quorate_membership::sim::hostile(&[good], 3_000, |mut bytes| {
+            let claims = bytes.first_chunk().is_some_and(|h| body_len(*h).is_ok_and(|len| bytes.len() < len));
+            claims || matches!(read_reply(&mut bytes), Ok(Some(_)))
+        });
+        assert!(50 < verdicts.taken && 1_000 < verdicts.refused, "{verdicts:?}");
+        let empty = encode(&Reply::Piece { last: false, bytes: Vec::new() }).unwrap();
+        let error = read_reply(&mut &empty.repeat(2)[..]).unwrap_err();
+        assert_eq!(error.to_string(), "a piece of an answer with nothing in it");
     }
 }

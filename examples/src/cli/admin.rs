@@ -6,6 +6,9 @@ use quorate::admin::protocol::{Command, LockQuery, QuorumCommand};
 use std::error::Error;
 use std::path::Path;
 
+/// Codes of answers that are not failures: what is waited for.
+const ANSWERS: core::ops::RangeInclusive<u8> = 10..=14;
+
 /// Sends the command to the node and prints the answer; the exit code.
 pub(super) fn run(verb: Verb, node: &Path, json: bool) -> Result<u8, Box<dyn Error>> {
     ask(translate(verb)?, node, json)
@@ -16,7 +19,7 @@ pub(super) fn ask(command: Command, node: &Path, json: bool) -> Result<u8, Box<d
     let (code, text, value) = Client::connect(&node.join("admin.sock"))?.command(command)?;
     if json {
         println!("{value}");
-    } else if code == 0 {
+    } else if code == 0 || ANSWERS.contains(&code) {
         println!("{}", text.trim_end());
     } else {
         eprintln!("quorate: {}", text.trim_end());

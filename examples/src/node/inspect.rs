@@ -25,10 +25,36 @@ const REPORT_BYTES_MAX: usize = 16 << 20;
 /// not waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Message {
     Ask { number: u64, lockspace: Option<String>, resource: Option<String> },
     Piece { number: u64, last: bool, bytes: Vec<u8> },
+}
+
+impl Message {
+    fn encode(&self) -> Vec<u8> {
+        // Serialising plain data into memory cannot fail.
+        postcard::to_extend(self, vec![VERSION]).unwrap_or_default()
+    }
+
+    /// `None` for what the program of this version does not say.
+    fn decode(payload: &[u8]) -> Option<Self> {
+        match payload.split_first() {
+            Some((&VERSION, message)) => match postcard::take_from_bytes(message) {
+                Ok((message, [])) => Some(message),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// The report that a node has sent, whole; `None` for one that is none, or another node's.
+fn report_of(from: Identity, bytes: &[u8]) -> Option<NodeReport> {
+    match postcard::take_from_bytes::<NodeReport>(bytes) {
+        Ok((report, [])) if report.node == from => Some(report),
+        _ => None,
+    }
 }
 
 /// An answer that is under way.
@@ -133,9 +159,7 @@ impl Inspector {
     }
 
     fn send(&self, to: Identity, message: &Message) -> Result<(), SendError> {
-        // Serialising plain data into memory cannot fail.
-        let bytes = postcard::to_extend(message, vec![VERSION]).unwrap_or_default();
-        self.sessions.send(to, ServiceId::NODE, bytes)
+        self.sessions.send(to, ServiceId::NODE, message.encode())
     }
 
     async fn answer(
@@ -179,14 +203,14 @@ impl Inspector {
         if !last {
             return;
         }
-        match postcard::from_bytes::<NodeReport>(bytes) {
-            Ok(report) if report.node == from => {
+        match report_of(from, bytes) {
+            Some(report) => {
                 gathering.wanted.remove(&from);
                 gathering.done.insert(from, report);
                 drop(state);
                 self.changed.notify_waiters();
             }
-            _ => tracing::warn!(target: "quorate", node = %from, "its report of locks does not decode"),
+            None => tracing::warn!(target: "quorate", node = %from, "its report of locks does not decode"),
         }
     }
 }
@@ -197,16 +221,68 @@ impl SessionHandler for Inspector {
     }
 
     fn deliver(&self, from: Identity, _epoch: Epoch, payload: &[u8]) {
-        let message = match payload.split_first() {
-            Some((&VERSION, message)) => postcard::from_bytes(message).ok(),
-            _ => None,
-        };
-        match (message, self.this.upgrade()) {
+        match (Message::decode(payload), self.this.upgrade()) {
             (Some(Message::Ask { number, lockspace, resource }), Some(this)) => {
                 drop(self.tokio.spawn(this.answer(from, number, lockspace, resource)));
             }
             (Some(Message::Piece { number, last, bytes }), _) => self.take_piece(from, number, last, &bytes),
             _ => tracing::warn!(target: "quorate", node = %from, "a message of the node program was dropped"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_dlm::{LockspaceDump, LockspaceStats, ProcessInfo};
+    use quorate_membership::sim::{hostile, samples};
+    use quorate_membership::{Incarnation, NodeId};
+
+    #[test]
+    fn hostile_messages_of_the_node_programs_are_none_or_read() {
+        let read = |bytes: &[u8]| match Message::decode(bytes) {
+            Some(message) => {
+                assert_eq!(Message::decode(&message.encode()), Some(message));
+                true
+            }
+            None => false,
+        };
+        let mut samples = samples(&[VERSION], 0..2, read);
+        let (lockspace, resource) = (Some("gfs:data".to_owned()), Some("a name".to_owned()));
+        samples.push(Message::Ask { number: 300, lockspace, resource }.encode());
+        samples.push(Message::Piece { number: 300, last: true, bytes: vec![7; 500] }.encode());
+        let verdicts = hostile(&samples, 500, read);
+        assert!(500 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
+    }
+
+    #[test]
+    fn a_hostile_report_is_none_or_that_of_its_sender() {
+        let from = Identity::new(NodeId(2), Incarnation(300));
+        let dump = LockspaceDump {
+            name: "gfs:data".into(),
+            resources: Vec::new(),
+            elsewhere: Vec::new(),
+            recovery: vec!["a line".into()],
+            members: vec![from],
+        };
+        let report = NodeReport {
+            node: from,
+            lockspaces: vec![dump.clone(), dump],
+            stats: [("gfs:data".to_owned(), LockspaceStats::default())].into(),
+            processes: Vec::<ProcessInfo>::new(),
+            left_out: 3,
+        };
+        let bytes = postcard::to_allocvec(&report).unwrap();
+        let verdicts = hostile(&[bytes], 2_000, |bytes| {
+            report_of(from, bytes).is_some_and(|report| {
+                assert_eq!(report.node, from);
+                assert_eq!(report_of(from, &postcard::to_allocvec(&report).unwrap()), Some(report.clone()));
+                // As it is shown.
+                let mut report = report;
+                report.narrow(None, None);
+                true
+            })
+        });
+        assert!(50 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
     }
 }

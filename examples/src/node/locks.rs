@@ -223,6 +223,18 @@ mod tests {
         assert_eq!(words("user", "service/web"), None);
     }
 
+    /// Names are whatever a program in any node chose.
+    #[test]
+    fn hostile_names_are_said_in_words_or_not() {
+        let names = [b"       2             4d2".to_vec(), b"V:vg0".to_vec(), b"service/web".to_vec()];
+        let verdicts = quorate_membership::sim::hostile(&names, 1_000, |bytes| {
+            let Ok(name) = LockName::new(bytes) else { return false };
+            let words = ["gfs:data", "lvm", "services"].map(|space| decode(space, &name));
+            words.iter().any(Option::is_some)
+        });
+        assert!(100 < verdicts.taken && 100 < verdicts.refused, "{verdicts:?}");
+    }
+
     #[test]
     fn names_are_text_in_json() {
         let mut value = json!({ "name": [97, 34, 0], "x": [{ "resource": [98] }], "other": [1] });

@@ -1,6 +1,7 @@
 //! Who a node is: clocks and certificates, and two nodes with one identity.
 
-use crate::cluster::{Cluster, complaint, copy_dir, one_at_a_time, wait_for};
+use crate::cluster::{Cluster, complaint, copy_dir, one_at_a_time, output_of, wait_for};
+use quorate::admin::protocol::Command as Admin;
 use quorate_membership::NodeId;
 use quorate_membership::driver::pki::Ca;
 use std::path::Path;
@@ -82,4 +83,54 @@ fn one_directory_runs_one_node_and_a_second_identity_is_found_out() {
     assert!(words.contains("was copied: made for inode "), "{words}");
     assert_eq!(cluster.node_process(2), running, "the first one stays");
     assert_eq!(cluster.status(2)["quorate"], true);
+}
+
+/// A node with another cluster's certificates dials a member: refused before the first byte of ours, and both logs say so.
+#[test]
+fn a_node_of_another_cluster_is_refused_and_logged() {
+    let _one = one_at_a_time();
+    let mut cluster = Cluster::new(1);
+    cluster.start_node(1);
+    wait_for("node 1", || cluster.ask(1, Admin::Status).ok());
+    let (ca, theirs) = (cluster.path("other-ca"), format!("{}.3:7411", cluster.net));
+    let (dir, join) = (cluster.path("n2"), format!("1@{}", cluster.address(1)));
+    let listen = cluster.address(2);
+    output_of(
+        0,
+        &[
+            "cluster",
+            "create",
+            "--ca",
+            &ca,
+            "--dir",
+            &cluster.path("n3"),
+            "--name",
+            "other",
+            "--id",
+            "1",
+            "--node-name",
+            "node1",
+            "--listen",
+            &theirs,
+        ],
+    );
+    output_of(
+        0,
+        &[
+            "cluster", "node", "--ca", &ca, "--dir", &dir, "--id", "2", "--name", "node2", "--listen",
+            &listen, "--join", &join,
+        ],
+    );
+    cluster.start_node(2);
+    wait_for("both logs", || {
+        let here = cluster
+            .log("node1")
+            .lines()
+            .any(|l| l.contains("a peer was refused") && l.contains("UnknownIssuer"));
+        let there = cluster.log("node2").lines().any(|l| l.contains("UnknownIssuer"));
+        (here && there).then_some(())
+    });
+    let members = cluster.ask(1, Admin::Members).unwrap();
+    assert_eq!(members["nodes"].as_array().map(Vec::len), Some(1), "{members}");
+    assert_eq!(cluster.status(1)["quorate"], true);
 }

@@ -168,3 +168,55 @@ fn why_has_exit_codes_and_the_configuration_is_read_without_a_quorum() {
     let shown = cluster.ask(1, Admin::ConfigShow).unwrap();
     assert_eq!((shown["version"].as_u64(), shown["document"].as_str()), (Some(3), Some(&text[..])));
 }
+
+/// Damaged images, read without a cluster: what is wrong is said, and where.
+#[test]
+fn a_truncated_or_corrupt_image_and_a_wrong_magic_are_told() {
+    use quorate_gfs::format::{BlockSize, SUPERBLOCK_BYTES, Superblock};
+    use quorate_gfs::mkfs::{MkfsOptions, mkfs};
+    const SUPERBLOCK: usize = 65_536;
+    let temp = crate::cluster::Temp::new();
+    let device = quorate_gnbd::MemoryDevice::new(24 << 20);
+    let options = MkfsOptions { journal_bytes: 8 << 20, ..MkfsOptions::new(1) };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(mkfs(&device, &options)).unwrap();
+    let sound = device.bytes();
+    let root = Superblock::decode(&sound[SUPERBLOCK..SUPERBLOCK + SUPERBLOCK_BYTES]).unwrap().root.addr.0;
+    let root_at = usize::try_from(root).unwrap() * BlockSize::new(4096).unwrap().usize();
+    let path = temp.0.join("image");
+    let image = path.to_str().unwrap();
+    let ls = ["fs", "ls", "--image", image, "/"];
+    std::fs::write(&path, &sound).unwrap();
+    assert!(quorate(&ls).status.success());
+    let with = |at: usize, bytes: &[u8]| {
+        let mut damaged = sound.clone();
+        damaged[at..at + bytes.len()].copy_from_slice(bytes);
+        damaged
+    };
+    let cases: [(&str, Vec<u8>, String); 6] = [
+        ("nothing", vec![0; 1 << 20], "no GFS2 metadata: magic number 0x00000000".into()),
+        (
+            "magic",
+            with(SUPERBLOCK, &[0xde, 0xad, 0xbe, 0xef]),
+            "no GFS2 metadata: magic number 0xdeadbeef".into(),
+        ),
+        (
+            "kind",
+            with(SUPERBLOCK + 4, &[0, 0, 0, 4]),
+            "metadata of type 4 where Superblock is expected".into(),
+        ),
+        ("start", sound[..60_000].to_vec(), "block 128: superblock needs 512 bytes, 0 are there".into()),
+        ("half", sound[..1 << 20].to_vec(), "is not one of the filesystem's: the device has 256".into()),
+        (
+            "root",
+            with(root_at, &[0; 4096]),
+            format!("block {root}: no GFS2 metadata: magic number 0x00000000"),
+        ),
+    ];
+    for (name, bytes, wanted) in cases {
+        std::fs::write(&path, bytes).unwrap();
+        let words = complaint(1, &ls);
+        println!("{name}: {words}");
+        assert!(words.starts_with("quorate: ") && words.contains(&wanted), "{name}: {wanted}: {words}");
+    }
+}
