@@ -137,7 +137,19 @@ impl Member {
             return false;
         }
         // A process outside must have listened long enough to know that no member leads.
-        self.is_in(tip) || tip.members.is_empty() || self.started + self.config.detection <= self.now
+        self.is_in(tip)
+            || (tip.members.is_empty() && !self.needs_word(tip))
+            || self.started + self.config.detection <= self.now
+    }
+
+    /// Whether nobody would tell this node that its newest record is old, as one from a directory that was put back is: its
+    /// own vote decides by it, and there are nodes of the roster that it has not heard since it started (R4).
+    fn needs_word(&self, tip: &View) -> bool {
+        let alone = tip.voters.voters.get(&self.me.node).is_some_and(|v| {
+            v.state == self.disk.state && tip.voters.has_majority([(&self.me.node, &v.state)])
+        });
+        alone
+            && tip.roster.keys().any(|n| *n != self.me.node && !self.peers.lives.keys().any(|w| w.node == *n))
     }
 
     /// Does the next step of leading, if there is one.
