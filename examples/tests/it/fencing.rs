@@ -89,7 +89,7 @@ fn a_service_of_power_safety_waits_for_a_fence_level_that_works_or_for_a_person(
     let second = "off by device switch of method second";
     cluster.wait_event("the second level", since, |e| failed(e) && e["how"] == second);
     wait_for("another try", || (1 < lines(&dir.join("asked")).len()).then_some(()));
-    let why = complaint(11, &["--node", &cluster.path("n2"), "why"]);
+    let why = output_of(11, &["--node", &cluster.path("n2"), "why"]);
     assert!(why.contains(" is not yet proven harmless for service s"), "{why}");
     assert_eq!(lines(&dir.join("did")).len(), 3, "nobody starts it before the fence");
     std::fs::write(dir.join("works"), "").unwrap();
