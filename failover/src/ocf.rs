@@ -284,4 +284,20 @@ mod tests {
         let wanted = Path::new("/usr/lib/ocf/resource.d/heartbeat/IPaddr2");
         assert_eq!(program(root, &resource.agent), wanted);
     }
+
+    #[test]
+    fn what_a_mad_agent_says_is_cut_and_never_a_panic() {
+        let mut rng = quorate_membership::Rng::new(5);
+        let mut found = 0;
+        for _ in 0..5_000 {
+            let mut bytes = "started\nocf-exit-reason: no such device \u{1f480}\nmore".repeat(3).into_bytes();
+            quorate_membership::sim::damage(&mut bytes, &mut rng);
+            let said = exit_reason(&String::from_utf8_lossy(&bytes));
+            assert!(said.as_ref().is_none_or(|s| !s.is_empty() && s.chars().count() <= 500));
+            found += u32::from(said.is_some());
+        }
+        assert!(1_000 < found, "{found}");
+        let long = format!("ocf-exit-reason:{}", "\u{1f480}".repeat(100_000));
+        assert_eq!(exit_reason(&long).map(|s| s.chars().count()), Some(500));
+    }
 }

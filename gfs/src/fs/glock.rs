@@ -144,4 +144,23 @@ mod tests {
         assert!(!has_value_block(&Glock::iopen(BlockNo(1)).name()));
         assert_eq!(Glock::parse(&LockName::new(b"x").unwrap()), None);
     }
+
+    #[test]
+    fn damaged_names_are_a_glock_or_none_and_never_a_panic() {
+        let mut rng = quorate_membership::Rng::new(3);
+        let (mut taken, mut refused) = (0, 0);
+        for round in 0..20_000_u64 {
+            let mut bytes = Glock::inode(BlockNo(round * 77)).name().as_bytes().to_vec();
+            quorate_membership::sim::damage(&mut bytes, &mut rng);
+            let Ok(name) = LockName::new(&bytes) else { continue };
+            match Glock::parse(&name) {
+                Some(glock) => {
+                    taken += 1;
+                    assert_eq!(Glock::parse(&glock.name()), Some(glock));
+                }
+                None => refused += 1,
+            }
+        }
+        assert!(100 < taken && 100 < refused, "{taken} taken, {refused} refused");
+    }
 }
