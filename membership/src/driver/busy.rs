@@ -102,8 +102,8 @@ mod tests {
             let spinning = busy.clone();
             tokio::spawn(async move { spinning.spin().await });
             let (to, from) = tokio::sync::oneshot::channel();
-            busy.active();
             let begin = boottime();
+            busy.active();
             std::thread::spawn(move || to.send(()).unwrap());
             // What another thread wakes is seen while it spins, too.
             from.await.unwrap();
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn it_does_not_sleep_before_its_time_and_then_it_does() {
         let time = Duration::from_millis(8);
-        assert!(time <= first_sleep_after_a_message(time) + Duration::from_millis(1));
+        assert!(time <= first_sleep_after_a_message(time));
     }
 
     #[test]
