@@ -11,6 +11,9 @@ use std::time::Duration;
 /// In the node's directory: the times of its newest life.
 const FILE: &str = "times.json";
 
+/// No life may have had longer ones: `[timing]` allows a detection time and a kill time of a minute each.
+const WAIT_MAX: Duration = Duration::from_secs(120);
+
 /// The times of `[timing]` in the newest configuration on this node's disk; of `node.toml` where there is none yet.
 pub(crate) fn of_next_life(
     dir: &Path,
@@ -29,16 +32,36 @@ pub(crate) fn of_next_life(
 /// only the new times (R8).
 pub(super) fn settle(dir: &Path, times: AgreedTimes) -> Result<(), Box<dyn Error>> {
     let path = dir.join(FILE);
-    let last = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<AgreedTimes>(&bytes).ok());
-    if last == Some(times) {
+    let failed = |e: std::io::Error| format!("{}: {e}", path.display());
+    let last = match std::fs::read(&path) {
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(error).into()),
+    };
+    let wanted = serde_json::to_vec(&times)?;
+    if last.as_ref() == Some(&wanted) {
         return Ok(());
     }
     if let Some(last) = last {
-        let wait = Duration::from_millis(u64::from(last.detection_ms) + u64::from(last.kill_ms));
-        tracing::warn!(target: "quorate", "the times were {last}, now {times}; the former lease is waited for: {wait:?}");
+        let (wait, last) = lease_left(&last);
+        tracing::warn!(target: "quorate", "{}: the times were {last}, now {times}; the former lease is waited for: {wait:?}", path.display());
         wait_for(wait)?;
     }
-    std::fs::write(&path, serde_json::to_vec(&times)?).map_err(|e| format!("{}: {e}", path.display()).into())
+    let next = path.with_extension("next");
+    let mut file = std::fs::File::create(&next).map_err(failed)?;
+    std::io::Write::write_all(&mut file, &wanted).and_then(|()| file.sync_all()).map_err(failed)?;
+    Ok(std::fs::rename(&next, &path).map_err(failed)?)
+}
+
+/// How long a life with the times of the file may act, and those times for people. What nobody can have written is damage: then
+/// it may have been anything that is allowed.
+fn lease_left(bytes: &[u8]) -> (Duration, String) {
+    let times = serde_json::from_slice::<AgreedTimes>(bytes).ok();
+    let wait = |t: &AgreedTimes| Duration::from_millis(u64::from(t.detection_ms) + u64::from(t.kill_ms));
+    match times.filter(|t| wait(t) <= WAIT_MAX) {
+        Some(times) => (wait(&times), times.to_string()),
+        None => (WAIT_MAX, "unreadable".to_owned()),
+    }
 }
 
 /// On the clock of leases, which goes on while the machine sleeps.
@@ -55,6 +78,26 @@ fn wait_for(wait: Duration) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_damaged_file_makes_no_wait_longer_than_any_times_could() {
+        let times = AgreedTimes { heartbeat_ms: 10, detection_ms: 100, drift_margin_ms: 5, kill_ms: 100 };
+        let sample = serde_json::to_vec(&times).unwrap();
+        assert_eq!(lease_left(&sample).0, Duration::from_millis(200));
+        for damaged in [
+            &b""[..],
+            b"{}",
+            br#"{"heartbeat_ms":1,"detection_ms":4000000000,"drift_margin_ms":1,"kill_ms":1}"#,
+        ] {
+            assert_eq!(lease_left(damaged), (WAIT_MAX, "unreadable".to_owned()));
+        }
+        let verdicts = quorate_membership::sim::hostile(&[sample], 1_000, |bytes| {
+            let (wait, last) = lease_left(bytes);
+            assert!(wait <= WAIT_MAX);
+            last != "unreadable"
+        });
+        assert!(10 < verdicts.taken && 500 < verdicts.refused, "{verdicts:?}");
+    }
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "the wait is what is tested")]
