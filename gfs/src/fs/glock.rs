@@ -79,8 +79,9 @@ impl Glock {
             "9" => Kind::Journal,
             _ => return None,
         };
-        let number = u64::from_str_radix(number.trim_start(), 16).ok()?;
-        Some(Self { kind, number })
+        // The standard library takes a sign, which nobody writes.
+        let number = Some(number.trim_start()).filter(|n| !n.starts_with('+'))?;
+        Some(Self { kind, number: u64::from_str_radix(number, 16).ok()? })
     }
 }
 
@@ -142,7 +143,9 @@ mod tests {
         }
         assert!(has_value_block(&Glock::rgrp(BlockNo(1)).name()));
         assert!(!has_value_block(&Glock::iopen(BlockNo(1)).name()));
-        assert_eq!(Glock::parse(&LockName::new(b"x").unwrap()), None);
+        for none in [&b"x"[..], b"       2           +1230"] {
+            assert_eq!(Glock::parse(&LockName::new(none).unwrap()), None);
+        }
     }
 
     #[test]
