@@ -87,14 +87,15 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// When a runtime went to sleep for the first time after a message, and what another thread sent it before.
+    /// How long after a message a runtime went to sleep, having heard another thread before.
     fn first_sleep_after_a_message(time: Duration) -> Duration {
         let busy = Arc::new(BusyPoll::new(time));
-        let slept = Arc::new(AtomicU64::new(0));
-        let note = slept.clone();
+        let (slept_at, slept) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
+        let (note, wake) = (slept_at.clone(), slept.clone());
         let runtime = BusyPoll::builder(time)
             .on_thread_park(move || {
-                let _ = note.compare_exchange(0, boottime().0, Ordering::SeqCst, Ordering::SeqCst);
+                note.store(boottime().0, Ordering::SeqCst);
+                wake.notify_one();
             })
             .build()
             .unwrap();
@@ -107,11 +108,8 @@ mod tests {
             std::thread::spawn(move || to.send(()).unwrap());
             // What another thread wakes is seen while it spins, too.
             from.await.unwrap();
-            // Asleep by the timer alone.
-            while slept.load(Ordering::SeqCst) == 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            Instant(slept.load(Ordering::SeqCst)).since(begin)
+            slept.notified().await;
+            Instant(slept_at.load(Ordering::SeqCst)).since(begin)
         })
     }
 
