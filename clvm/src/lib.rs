@@ -33,6 +33,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod error;
 mod format;
 mod locks;
 mod manager;
@@ -41,14 +42,13 @@ mod oneshot;
 mod store;
 mod volume;
 
+pub use error::VolumeError;
 pub use format::{
     Area, Entropy, Label, LabelError, Location, MdaError, MdaHeader, Node, SECTOR_BYTES, Section,
     SystemEntropy, TextError, Uuid, UuidError, Value,
 };
 pub use locks::LockFailure;
-pub use manager::{
-    Activation, ActiveVolume, ClusterVolumes, Survey, VolumeError, VolumeManager, VolumesConfig,
-};
+pub use manager::{Activation, ActiveVolume, ClusterVolumes, Survey, VolumeManager, VolumesConfig};
 pub use model::{
     ChangeError, LogicalVolumeInfo, ModelError, NAME_BYTES_MAX, NewPv, PARTS_MAX, PhysicalVolume, Segment,
     SegmentKind, VolumeGroup, Writer,

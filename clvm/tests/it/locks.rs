@@ -10,18 +10,22 @@ use std::sync::{Arc, Mutex};
 
 const MIB: u64 = 1 << 20;
 
+/// Three nodes with one device of so many MiB, on which the first has made the group `vg`.
+async fn three_nodes(mib: u64) -> Vec<ClusterVolumes> {
+    let (disk, mut nodes) = (memory(mib), Vec::new());
+    for lock in &LocalManager::shared(3) {
+        nodes.push(manager(lock, vec![yielding("a", &disk)]).await);
+    }
+    nodes[0].create_pv("a", false).await.expect("a physical volume");
+    nodes[0].create_group("vg", &["a".to_owned()], MIB).await.expect("a group");
+    nodes
+}
+
 /// Without the group's lock each node would write its own change over the other's.
 #[test]
 fn changes_that_meet_at_every_request_are_all_made() {
     block_on(async {
-        let disk = memory(64);
-        let locks = LocalManager::shared(3);
-        let mut nodes = Vec::new();
-        for lock in &locks {
-            nodes.push(manager(lock, vec![yielding("a", &disk)]).await);
-        }
-        nodes[0].create_pv("a", false).await.expect("a physical volume");
-        nodes[0].create_group("vg", &["a".to_owned()], MIB).await.expect("a group");
+        let nodes = three_nodes(64).await;
         let work = async |node: &ClusterVolumes, tag: &str| {
             for i in 0..4 {
                 node.create_volume("vg", &format!("{tag}{i}"), MIB).await.expect("made");
@@ -58,14 +62,7 @@ fn two_nodes_that_take_one_physical_volume_at_once_get_one_group() {
 #[test]
 fn a_volume_is_not_removed_under_a_node_that_activates_it() {
     block_on(async {
-        let disk = memory(16);
-        let locks = LocalManager::shared(3);
-        let mut nodes = Vec::new();
-        for lock in &locks {
-            nodes.push(manager(lock, vec![yielding("a", &disk)]).await);
-        }
-        nodes[0].create_pv("a", false).await.expect("a physical volume");
-        nodes[0].create_group("vg", &["a".to_owned()], MIB).await.expect("a group");
+        let nodes = three_nodes(16).await;
         let (mut removals, mut activations) = (0, 0);
         for turn in 0..24 {
             nodes[0].create_volume("vg", "lv", MIB).await.expect("made");

@@ -82,6 +82,20 @@ impl Drop for Loop {
     }
 }
 
+/// The devices as LVM2 is told them.
+fn devices(loops: &[Loop]) -> String {
+    loops.iter().map(|l| l.0.clone()).collect::<Vec<_>>().join(",")
+}
+
+/// A command of LVM2 that looks at these devices alone, afresh.
+fn lvm_on(dir: &Dir, loops: &[Loop], command: &[&str]) -> String {
+    loops.iter().for_each(Loop::flush);
+    let devices = devices(loops);
+    let mut args = vec![command[0], "--devices", &devices];
+    args.extend_from_slice(&command[1..]);
+    lvm_ok(dir, &args)
+}
+
 fn loops(test: &str, paths: &[&Path]) -> Option<Vec<Loop>> {
     if !has_tool(test, "vgs") || !has_tool(test, "losetup") {
         return None;
@@ -103,13 +117,7 @@ fn vgs_lvs_and_vgck_agree_with_us_and_lvm_goes_on_with_our_group() {
     let Some(loops) = loops("vgs_lvs_and_vgck_agree_with_us_and_lvm_goes_on_with_our_group", &paths) else {
         return;
     };
-    let devices = loops.iter().map(|l| l.0.clone()).collect::<Vec<_>>().join(",");
-    let with = |command: &[&str]| {
-        loops.iter().for_each(Loop::flush);
-        let mut args = vec![command[0], "--devices", &devices];
-        args.extend_from_slice(&command[1..]);
-        lvm_ok(&dir, &args)
-    };
+    let with = |command: &[&str]| lvm_on(&dir, &loops, command);
     block_on(async {
         let node = open(&paths).await;
         for device in names(2) {
@@ -165,13 +173,7 @@ fn what_lvm_made_we_read_and_change() {
     let disks = [image(&dir, "a", 64), image(&dir, "b", 64)];
     let paths: Vec<&Path> = disks.iter().map(PathBuf::as_path).collect();
     let Some(loops) = loops("what_lvm_made_we_read_and_change", &paths) else { return };
-    let devices = loops.iter().map(|l| l.0.clone()).collect::<Vec<_>>().join(",");
-    let with = |command: &[&str]| {
-        loops.iter().for_each(Loop::flush);
-        let mut args = vec![command[0], "--devices", &devices];
-        args.extend_from_slice(&command[1..]);
-        lvm_ok(&dir, &args)
-    };
+    let with = |command: &[&str]| lvm_on(&dir, &loops, command);
     with(&["pvcreate", "-q", &loops[0].0]);
     with(&["pvcreate", "-q", "--metadatacopies", "2", &loops[1].0]);
     with(&["vgcreate", "-q", "vg", &loops[0].0, &loops[1].0]);
@@ -208,7 +210,7 @@ fn what_lvm_made_we_read_and_change() {
     assert_eq!(fields, ["lin", "1", "ours", "1", "str", "2"]);
     with(&["vgck", "vg"]);
     // A third copy of the metadata was kept up too: the tools have nothing to repair.
-    let check = lvm(&dir, &["vgs", "--devices", &devices, "vg"]);
+    let check = lvm(&dir, &["vgs", "--devices", &devices(&loops), "vg"]);
     assert!(!String::from_utf8_lossy(&check.stderr).contains("WARNING"), "{check:?}");
 }
 
@@ -222,13 +224,7 @@ fn a_physical_volume_as_lvm_can_make_it_is_taken_as_lvm_takes_it() {
     let disks = [image(&dir, "a", 32), image(&dir, "b", 32)];
     let paths: Vec<&Path> = disks.iter().map(PathBuf::as_path).collect();
     let Some(loops) = loops(test, &paths) else { return };
-    let devices = loops.iter().map(|l| l.0.clone()).collect::<Vec<_>>().join(",");
-    let with = |command: &[&str]| {
-        loops.iter().for_each(Loop::flush);
-        let mut args = vec![command[0], "--devices", &devices];
-        args.extend_from_slice(&command[1..]);
-        lvm_ok(&dir, &args)
-    };
+    let with = |command: &[&str]| lvm_on(&dir, &loops, command);
     for l in &loops {
         with(&["pvcreate", "-q", "--metadatacopies", "2", "--bootloaderareasize", "1m", &l.0]);
     }
@@ -253,6 +249,6 @@ fn a_physical_volume_as_lvm_can_make_it_is_taken_as_lvm_takes_it() {
     with(&["vgchange", "-q", "--addtag", "kept", "ours"]);
     assert_eq!(kept(), ["theirs", "1024.00", "1024.00", "ours", "1024.00", "1024.00"]);
     // Both copies on the device are those of the newest group.
-    let check = lvm(&dir, &["vgs", "--devices", &devices, "ours"]);
+    let check = lvm(&dir, &["vgs", "--devices", &devices(&loops), "ours"]);
     assert!(!String::from_utf8_lossy(&check.stderr).contains("WARNING"), "{check:?}");
 }
