@@ -18,19 +18,10 @@ fn who(node: u32, incarnation: u64) -> Identity {
     Identity::new(NodeId(node), Incarnation(incarnation))
 }
 
-fn memory() -> Export {
-    let device = Device::new(MemoryDevice::new(16 << 20));
-    Export { name: "shared".into(), description: String::new(), device, cluster: true }
-}
-
-async fn ceiling<T>(f: impl Future<Output = T>) -> T {
-    tokio::time::timeout(CEILING, f).await.expect("it does not take so long")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_life_is_fenced_for_ever_and_the_others_go_on() {
     let cluster = Cluster::new();
-    let server = cluster.server(local(), vec![memory()]).await;
+    let server = cluster.server(local(), vec![memory(16 << 20)]).await;
     let (address, id) = (server.addresses()[0], server.server_id().unwrap());
     cluster.chain.decide(decision(2, &[(1, 1), (2, 1)], &[id]));
     // Nobody installed the record yet: the first member brings it (R10).
@@ -71,7 +62,7 @@ async fn a_removed_life_is_fenced_for_ever_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_was_held_up_on_an_open_path_is_refused_and_counted() {
     let cluster = Cluster::new();
-    let server = cluster.server(local(), vec![memory()]).await;
+    let server = cluster.server(local(), vec![memory(16 << 20)]).await;
     let (address, id) = (server.addresses()[0], server.server_id().unwrap());
     cluster.chain.decide(decision(2, &[(1, 1), (2, 1)], &[id]));
     let one = cluster.member(address, (1, 1)).await.unwrap();
@@ -100,8 +91,8 @@ async fn a_write_that_was_held_up_on_an_open_path_is_refused_and_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_members_get_a_cluster_export_and_each_only_in_its_own_name() {
     let cluster = Cluster::new();
-    let other = Export { name: "open".into(), cluster: false, ..memory() };
-    let server = cluster.server(local(), vec![memory(), other]).await;
+    let other = Export { name: "open".into(), cluster: false, ..memory(16 << 20) };
+    let server = cluster.server(local(), vec![memory(16 << 20), other]).await;
     let (address, id) = (server.addresses()[0], server.server_id().unwrap());
     cluster.chain.decide(decision(2, &[(1, 1)], &[id]));
     // Without hello, and with a certificate that is no node's.
@@ -342,8 +333,8 @@ async fn after_a_failed_sync_every_client_writes_again_what_it_had_not_flushed()
 async fn junk_on_the_port_harms_nobody() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let cluster = Cluster::new();
-    let server = cluster.server(local(), vec![memory()]).await;
-    let plain = plain_server(vec![Export { cluster: false, ..memory() }]).await;
+    let server = cluster.server(local(), vec![memory(16 << 20)]).await;
+    let plain = plain_server(vec![Export { cluster: false, ..memory(16 << 20) }]).await;
     let id = server.server_id().unwrap();
     cluster.chain.decide(decision(2, &[(1, 1)], &[id]));
     for seed in 0..60 {
@@ -374,7 +365,7 @@ async fn the_fields_tools_use_our_tls() {
     }
     let cluster = Cluster::new();
     let path = cluster.temp.file("disk", 8 << 20);
-    let server = cluster.server(local(), vec![memory(), file_export(&path, "open", false)]).await;
+    let server = cluster.server(local(), vec![memory(16 << 20), file_export(&path, "open", false)]).await;
     let (address, pki) = (server.addresses()[0], cluster.dir("tool"));
     let pki = pki.to_str().unwrap();
     let uri = |export: &str| format!("nbds://{address}/{export}?tls-certificates={pki}");

@@ -4,6 +4,7 @@ use crate::common::*;
 use quorate_gnbd::client::{ChainSource, ConnectError, FenceClient, Member, NbdConfig, NbdDevice};
 use quorate_gnbd::driver::{ClientTls, ServerTls};
 use quorate_gnbd::server::{Export, FenceConfig, Listen, Server, ServerConfig};
+use quorate_gnbd::{Device, MemoryDevice};
 use quorate_membership::driver::pki::{Ca, Credentials};
 use quorate_membership::{
     Accept, Ballot, ClusterId, Decision, Epoch, Identity, Incarnation, NodeId, ServerEntry, ServerId,
@@ -13,6 +14,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+
+/// An export of the cluster in memory.
+pub(crate) fn memory(size: u64) -> Export {
+    let device = Device::new(MemoryDevice::new(size));
+    Export { name: "shared".into(), description: String::new(), device, cluster: true }
+}
 
 pub(crate) const CLUSTER: ClusterId = ClusterId::from_bytes([0xc1; 16]);
 

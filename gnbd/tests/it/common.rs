@@ -11,6 +11,11 @@ use std::time::Duration;
 /// Nothing in a test takes longer.
 pub(crate) const CEILING: Duration = Duration::from_secs(60);
 
+/// Ends the test if it takes longer than anything may.
+pub(crate) async fn ceiling<T>(f: impl Future<Output = T>) -> T {
+    tokio::time::timeout(CEILING, f).await.expect("it does not take so long")
+}
+
 /// A directory that goes away.
 pub(crate) struct Temp(pub(crate) PathBuf);
 

@@ -3,18 +3,8 @@
 use crate::cluster_support::*;
 use crate::common::*;
 use quorate_gnbd::fence::wire::InstallError;
-use quorate_gnbd::server::Export;
-use quorate_gnbd::{BlockDevice, Buf, Device, MemoryDevice, WriteFlags};
+use quorate_gnbd::{BlockDevice, Buf, WriteFlags};
 use quorate_membership::Epoch;
-
-fn memory() -> Export {
-    let device = Device::new(MemoryDevice::new(1 << 20));
-    Export { name: "shared".into(), description: String::new(), device, cluster: true }
-}
-
-async fn ceiling<T>(f: impl Future<Output = T>) -> T {
-    tokio::time::timeout(CEILING, f).await.expect("it does not take so long")
-}
 
 /// R9: what a retired server exports is unusable until it is enrolled afresh, under an id that it keeps over a restart.
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +45,7 @@ async fn a_retired_server_serves_again_only_under_its_next_id() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_restarted_server_forgot_its_members_write_again() {
     let cluster = Cluster::new();
-    let server = cluster.server(local(), vec![memory()]).await;
+    let server = cluster.server(local(), vec![memory(1 << 20)]).await;
     let (address, id) = (server.addresses()[0], server.server_id().unwrap());
     cluster.chain.decide(decision(2, &[(1, 1), (2, 1)], &[id]));
     let one = cluster.member(address, (1, 1)).await.unwrap();
@@ -66,7 +56,7 @@ async fn what_a_restarted_server_forgot_its_members_write_again() {
     let before = server.status().await.unwrap().exports[0].verifier;
     assert!(server.shutdown(CEILING).await);
     // Another memory: nothing that was not flushed by a client is left.
-    let server = cluster.server(address, vec![memory()]).await;
+    let server = cluster.server(address, vec![memory(1 << 20)]).await;
     assert_ne!(server.status().await.unwrap().exports[0].verifier, before);
     // A read is answered after what its node had written is there again.
     let back = ceiling(one.read(0, Buf::zeroed(1024))).await.unwrap();
@@ -82,7 +72,7 @@ async fn what_a_restarted_server_forgot_its_members_write_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_the_disk_does_not_take_is_not_confirmed() {
     let cluster = Cluster::new();
-    let server = cluster.server(local(), vec![memory()]).await;
+    let server = cluster.server(local(), vec![memory(1 << 20)]).await;
     let (address, id) = (server.addresses()[0], server.server_id().unwrap());
     cluster.chain.decide(decision(2, &[(1, 1), (2, 1)], &[id]));
     server.install(cluster.chain.all()).await.unwrap();
@@ -101,7 +91,7 @@ async fn a_record_that_the_disk_does_not_take_is_not_confirmed() {
     assert!(server.shutdown(CEILING).await);
     // Killed while it wrote the next one: what counts is whole.
     std::fs::write(&fresh, &durable[..durable.len() / 2]).unwrap();
-    let server = cluster.server(address, vec![memory()]).await;
+    let server = cluster.server(address, vec![memory(1 << 20)]).await;
     let status = server.status().await.unwrap();
     assert_eq!((status.server, status.epoch), (id, Some(Epoch(3))));
     assert!(server.shutdown(CEILING).await);
