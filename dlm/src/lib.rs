@@ -19,9 +19,9 @@
 //!
 //! **Guarantees.** No two incompatible grants are usable under valid leases at one instant. What a failed node had, or
 //! may have had, is granted to nobody before it is fenced at the lockspace's safety level and, for modes that are holds,
-//! its journal is replayed. A value block delivered as valid never goes back ([`Grant::value`] has what NL and CR can expect). Names mastered by a living node wait for
-//! nothing while another node is recovered. **Assumed**: views without gaps, sessions in order and exactly once between
-//! lives, clocks whose rates are bounded (for the lease).
+//! its journal is replayed. A value block delivered as valid never goes back ([`Grant::value`] has what NL and CR can
+//! expect). Names mastered by a living node wait for nothing while another node is recovered. **Assumed**: views without gaps,
+//! sessions in order and exactly once between lives, clocks whose rates are bounded (for the lease).
 //!
 //! **Deadlocks**: conversion deadlocks are refused at once, cycles over any resources, lockspaces and nodes within a second;
 //! of a cycle the wait of the lowest priority, among equals the youngest. For that an owner gives nothing up while it waits.
